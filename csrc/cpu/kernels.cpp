@@ -1,0 +1,342 @@
+// The epilogues themselves. CMake compiles this file once per instruction set (FASTCLIP_ISA names the namespace);
+// nothing here is written for one of them: the loops are plain and `omp simd` asks the compiler to vectorise.
+//
+// A tile is cut into cells of kRows x kCols logits that stay in the second-level cache while they are swept two or
+// three times. A thread owns whole panels (kRows rows), so results never depend on the number of threads.
+#include "kernels.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "math.h"
+
+namespace fastclip {
+namespace FASTCLIP_ISA {
+namespace {
+
+constexpr std::int64_t kRows = 32;
+constexpr std::int64_t kCols = 1024;
+// Stands for an excluded logit: finite, so that no difference of two becomes NaN, and below every real one.
+constexpr double kExcluded = -1e30;
+// Width of the band of logits (nats) in which one shift serves rows and columns alike: e^-80 is a normal float.
+constexpr double kBand = 80.0;
+
+// The smallest and largest negative of a cell, in nats.
+template <class T>
+struct Range {
+  T low;
+  T high;
+  // NaN compares false, so a cell with one takes the careful path, which propagates it.
+  bool narrow() const { return high - low <= T(kBand); }
+};
+
+// Logits of one cell into `z` (kCols apart), excluded entries marked, and their range.
+template <class T, bool kLabels>
+Range<T> load_cell(const Tile<T>& tile, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
+                   T* z) {
+  const T scale = static_cast<T>(tile.scale), bias = static_cast<T>(tile.bias);
+  T low = T(-kExcluded), high = T(kExcluded / 2);  // of a cell without negatives: a high that no sum can notice
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const T* p = tile.products + (row + i) * tile.stride + col;
+    T* out = z + i * kCols;
+    if constexpr (kLabels) {
+      const std::int32_t label = tile.row_labels[row + i];
+      const std::int32_t* labels = tile.col_labels + col;
+#pragma omp simd
+      for (std::int64_t j = 0; j < cols; ++j) {
+        const T logit = p[j] * scale + bias;
+        out[j] = labels[j] == label ? T(kExcluded) : logit;
+      }
+    } else {
+#pragma omp simd
+      for (std::int64_t j = 0; j < cols; ++j) out[j] = p[j] * scale + bias;
+    }
+    const std::int64_t positive = row + i + tile.diagonal - col;
+    if (positive >= 0 && positive < cols) out[positive] = T(kExcluded);
+#pragma omp simd reduction(max : high) reduction(min : low)
+    for (std::int64_t j = 0; j < cols; ++j) {
+      high = out[j] > high ? out[j] : high;
+      const T value = out[j] == T(kExcluded) ? T(-kExcluded) : out[j];
+      low = value < low ? value : low;
+    }
+  }
+  return {low, high};
+}
+
+// Bring (other_shift, other_sum) into the running pair at (shift, sum).
+inline void merge(double* shift, double* sum, double other_shift, double other_sum) {
+  const double top = *shift > other_shift ? *shift : other_shift;
+  *sum = *sum * std::exp(*shift - top) + other_sum * std::exp(other_shift - top);
+  *shift = top;
+}
+
+// Column sums of every panel of a tile, each with its own shift, until they are merged in panel order.
+template <class T>
+struct ColumnPartials {
+  std::int64_t cols;
+  std::vector<T> shift, sum;
+  ColumnPartials(std::int64_t panels, std::int64_t n) : cols(n), shift(panels * n), sum(panels * n) {}
+};
+
+// Sum a cell's exponentials by row and by column.
+template <class T, bool kColumns>
+void sum_cell(const T* z, Range<T> range, std::int64_t rows, std::int64_t cols, Sums row_sums, T* col_shift,
+              T* col_sum) {
+  if constexpr (kColumns) std::fill(col_sum, col_sum + cols, T(0));
+  if (range.narrow()) {
+    const T shift = range.high;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T* logits = z + i * kCols;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (std::int64_t j = 0; j < cols; ++j) {
+        const T e = exponential(logits[j] - shift);
+        sum += e;
+        if constexpr (kColumns) col_sum[j] += e;
+      }
+      merge(row_sums.shift + i, row_sums.sum + i, shift, sum);
+    }
+    if constexpr (kColumns) std::fill(col_shift, col_shift + cols, shift);
+    return;
+  }
+  if constexpr (kColumns) std::fill(col_shift, col_shift + cols, T(kExcluded / 2));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const T* logits = z + i * kCols;
+    T shift = T(kExcluded / 2), sum = 0;
+#pragma omp simd reduction(max : shift)
+    for (std::int64_t j = 0; j < cols; ++j) {
+      shift = logits[j] > shift ? logits[j] : shift;
+      if constexpr (kColumns) col_shift[j] = logits[j] > col_shift[j] ? logits[j] : col_shift[j];
+    }
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t j = 0; j < cols; ++j) sum += exponential(logits[j] - shift);
+    merge(row_sums.shift + i, row_sums.sum + i, shift, sum);
+  }
+  if constexpr (kColumns) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T* logits = z + i * kCols;
+#pragma omp simd
+      for (std::int64_t j = 0; j < cols; ++j) col_sum[j] += exponential(logits[j] - col_shift[j]);
+    }
+  }
+}
+
+// Bring the panels' column sums [first, last) into the running pairs, always in the same order.
+template <class T>
+void merge_columns(const ColumnPartials<T>& partials, std::int64_t panels, std::int64_t first, std::int64_t last,
+                   Sums cols) {
+  T top[kCols], total[kCols];
+  const std::int64_t n = last - first;
+  std::fill(top, top + n, T(kExcluded));
+  std::fill(total, total + n, T(0));
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    const T* shift = partials.shift.data() + panel * partials.cols + first;
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) top[j] = shift[j] > top[j] ? shift[j] : top[j];
+  }
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    const T* shift = partials.shift.data() + panel * partials.cols + first;
+    const T* sum = partials.sum.data() + panel * partials.cols + first;
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) total[j] += sum[j] * exponential(shift[j] - top[j]);
+  }
+  for (std::int64_t j = 0; j < n; ++j) merge(cols.shift + first + j, cols.sum + first + j, top[j], total[j]);
+}
+
+template <class T>
+std::int64_t panel_count(const Tile<T>& tile) {
+  return (tile.rows + kRows - 1) / kRows;
+}
+
+template <class T, bool kLabels, bool kColumns>
+void softmax_statistics(const Tile<T>& tile, Sums rows, Sums cols, int threads) {
+  const std::int64_t panels = panel_count(tile);
+  ColumnPartials<T> partials(kColumns ? panels : 0, tile.cols);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<T> z(kRows * kCols);
+#pragma omp for schedule(static)
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      const std::int64_t row = panel * kRows, m = std::min(kRows, tile.rows - row);
+      for (std::int64_t col = 0; col < tile.cols; col += kCols) {
+        const std::int64_t n = std::min(kCols, tile.cols - col);
+        const Range<T> range = load_cell<T, kLabels>(tile, row, m, col, n, z.data());
+        const std::int64_t at = kColumns ? panel * tile.cols + col : 0;
+        sum_cell<T, kColumns>(z.data(), range, m, n, {rows.shift + row, rows.sum + row}, partials.shift.data() + at,
+                              partials.sum.data() + at);
+      }
+    }
+    if constexpr (kColumns) {
+#pragma omp for schedule(static)
+      for (std::int64_t col = 0; col < tile.cols; col += kCols)
+        merge_columns(partials, panels, col, std::min(col + kCols, tile.cols), cols);
+    }
+  }
+}
+
+template <class T, bool kLabels>
+void sigmoid_statistics(const Tile<T>& tile, Sums rows, int threads) {
+  const std::int64_t panels = panel_count(tile);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<T> z(kRows * kCols);
+#pragma omp for schedule(static)
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      const std::int64_t row = panel * kRows, m = std::min(kRows, tile.rows - row);
+      for (std::int64_t col = 0; col < tile.cols; col += kCols) {
+        const std::int64_t n = std::min(kCols, tile.cols - col);
+        load_cell<T, kLabels>(tile, row, m, col, n, z.data());
+        for (std::int64_t i = 0; i < m; ++i) {
+          const T* logits = z.data() + i * kCols;
+          T sum = 0;
+#pragma omp simd reduction(+ : sum)
+          for (std::int64_t j = 0; j < n; ++j) sum += softplus(logits[j]);
+          rows.sum[row + i] += sum;
+        }
+      }
+    }
+  }
+}
+
+// Softmax coefficients of one row of a cell: e (row + col_j) where one exponential serves both sides.
+template <class T>
+void coefficients_one_shift(const T* z, const T* p, T shift, double row_shift, double row_factor, const T* col_factor,
+                            std::int64_t cols, T* out, T& product, T& total) {
+  const T row = static_cast<T>(row_factor * std::exp(static_cast<double>(shift) - row_shift));
+  T sum_product = 0, sum = 0;
+#pragma omp simd reduction(+ : sum_product, sum)
+  for (std::int64_t j = 0; j < cols; ++j) {
+    const T g = exponential(z[j] - shift) * (row + col_factor[j]);
+    sum_product += g * p[j];
+    sum += g;
+    out[j] = g;
+  }
+  product = sum_product, total = sum;
+}
+
+// The same with a shift for the row and one for each column, for cells whose logits span more than kBand.
+template <class T>
+void coefficients_two_shifts(const T* z, const T* p, T row_shift, T row_factor, const double* col_shift,
+                             const double* col_factor, std::int64_t cols, T* out, T& product, T& total) {
+  T sum_product = 0, sum = 0;
+#pragma omp simd reduction(+ : sum_product, sum)
+  for (std::int64_t j = 0; j < cols; ++j) {
+    const T by_row = exponential(z[j] - row_shift) * row_factor;
+    const T by_col = exponential(z[j] - static_cast<T>(col_shift[j])) * static_cast<T>(col_factor[j]);
+    const T g = by_row + by_col;
+    sum_product += g * p[j];
+    sum += g;
+    out[j] = g;
+  }
+  product = sum_product, total = sum;
+}
+
+template <class T>
+void coefficients_sigmoid(const T* z, const T* p, T row_factor, std::int64_t cols, T* out, T& product, T& total) {
+  T sum_product = 0, sum = 0;
+#pragma omp simd reduction(+ : sum_product, sum)
+  for (std::int64_t j = 0; j < cols; ++j) {
+    const T g = sigmoid(z[j]) * row_factor;
+    sum_product += g * p[j];
+    sum += g;
+    out[j] = g;
+  }
+  product = sum_product, total = sum;
+}
+
+template <class T, Objective kObjective, bool kLabels>
+Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, std::int64_t out_stride, int threads) {
+  const std::int64_t panels = panel_count(tile);
+  std::vector<Totals> totals(panels, Totals{0, 0});
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<T> z(kRows * kCols), factor(kCols);
+#pragma omp for schedule(static)
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      const std::int64_t row = panel * kRows, m = std::min(kRows, tile.rows - row);
+      for (std::int64_t col = 0; col < tile.cols; col += kCols) {
+        const std::int64_t n = std::min(kCols, tile.cols - col);
+        const Range<T> range = load_cell<T, kLabels>(tile, row, m, col, n, z.data());
+        if constexpr (kObjective == Objective::Softmax) {
+          if (range.narrow()) {
+#pragma omp simd
+            for (std::int64_t j = 0; j < n; ++j)
+              factor[j] = exponential(static_cast<T>(range.high - weights.col_shift[col + j])) *
+                          static_cast<T>(weights.col_factor[col + j]);
+          }
+        }
+        for (std::int64_t i = 0; i < m; ++i) {
+          const std::int64_t r = row + i, positive = r + tile.diagonal - col;
+          const bool has_positive = weights.positive && positive >= 0 && positive < n;
+          const T* p = tile.products + r * tile.stride + col;
+          const T* logits = z.data() + i * kCols;
+          T* g = out + r * out_stride + col;
+          // `out` may be the tile itself, so the positive's product is read before it is overwritten.
+          const double positive_product = has_positive ? static_cast<double>(p[positive]) : 0.0;
+          T product = 0, total = 0;
+          if constexpr (kObjective == Objective::Sigmoid) {
+            coefficients_sigmoid(logits, p, static_cast<T>(weights.row_factor[r]), n, g, product, total);
+          } else if (range.narrow()) {
+            coefficients_one_shift(logits, p, range.high, weights.row_shift[r], weights.row_factor[r], factor.data(), n,
+                                   g, product, total);
+          } else {
+            coefficients_two_shifts(logits, p, static_cast<T>(weights.row_shift[r]),
+                                    static_cast<T>(weights.row_factor[r]), weights.col_shift + col,
+                                    weights.col_factor + col, n, g, product, total);
+          }
+          totals[panel].coefficient_product += product;
+          totals[panel].coefficient += total;
+          if (has_positive) {
+            g[positive] = static_cast<T>(weights.positive[r]);
+            totals[panel].coefficient_product += weights.positive[r] * positive_product;
+            totals[panel].coefficient += weights.positive[r];
+          }
+        }
+      }
+    }
+  }
+  Totals sum{0, 0};
+  for (const Totals& t : totals) {
+    sum.coefficient_product += t.coefficient_product;
+    sum.coefficient += t.coefficient;
+  }
+  return sum;
+}
+
+// From run-time options to the compile-time ones.
+template <class T>
+void statistics(Objective objective, const Tile<T>& tile, Sums rows, Sums cols, int threads) {
+  const bool labels = tile.row_labels != nullptr;
+  if (objective == Objective::Sigmoid)
+    return labels ? sigmoid_statistics<T, true>(tile, rows, threads)
+                  : sigmoid_statistics<T, false>(tile, rows, threads);
+  if (cols.sum)
+    return labels ? softmax_statistics<T, true, true>(tile, rows, cols, threads)
+                  : softmax_statistics<T, false, true>(tile, rows, cols, threads);
+  return labels ? softmax_statistics<T, true, false>(tile, rows, cols, threads)
+                : softmax_statistics<T, false, false>(tile, rows, cols, threads);
+}
+
+template <class T>
+Totals coefficients(Objective objective, const Tile<T>& tile, const Weights& weights, T* out, std::int64_t out_stride,
+                    int threads) {
+  constexpr Objective softmax = Objective::Softmax, sigmoid_objective = Objective::Sigmoid;
+  const bool labels = tile.row_labels != nullptr;
+  if (objective == sigmoid_objective)
+    return labels ? tile_coefficients<T, sigmoid_objective, true>(tile, weights, out, out_stride, threads)
+                  : tile_coefficients<T, sigmoid_objective, false>(tile, weights, out, out_stride, threads);
+  return labels ? tile_coefficients<T, softmax, true>(tile, weights, out, out_stride, threads)
+                : tile_coefficients<T, softmax, false>(tile, weights, out, out_stride, threads);
+}
+
+}  // namespace
+
+template <class T>
+Kernels<T> make_kernels() {
+  return {statistics<T>, coefficients<T>};
+}
+template Kernels<float> make_kernels<float>();
+template Kernels<double> make_kernels<double>();
+
+}  // namespace FASTCLIP_ISA
+}  // namespace fastclip

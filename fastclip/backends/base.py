@@ -1,0 +1,143 @@
+"""The protocol between the blockwise driver and what computes a block of the similarity matrix.
+
+A backend packs features once, then answers two questions about any block of rows and columns: its statistics
+(forward) and its coefficients (backward). It never sees a loss, a reduction or an upstream gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastclip.objectives import Coefficients, Objective, Sums
+
+#: F.normalize's lower bound for a norm: a zero vector stays zero, with a finite gradient.
+EPS = 1e-12
+
+
+class Block(NamedTuple):
+    """Rows and columns of the similarity matrix."""
+
+    rows: slice
+    cols: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (rows, columns) of the block."""
+        return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Features as a backend wants them: ``data`` in its own layout, ``inverse_norm`` (M,) where it normalised."""
+
+    data: Tensor
+    inverse_norm: Tensor | None
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that decides a logit ``z = scale * S + bias`` and its role.
+
+    ``x`` (M rows) and ``y`` (N rows) are packed; ``scale`` and ``bias`` are 0-d tensors. The positive of row i is
+    column ``i + diagonal``; None: rows have no positive. Entries with equal labels are no negatives of each other.
+    """
+
+    x: Packed
+    y: Packed
+    scale: Tensor
+    bias: Tensor | None
+    objective: Objective
+    diagonal: int | None
+    row_labels: Tensor | None
+    col_labels: Tensor | None
+
+
+class Backend(ABC):
+    """One way of computing blocks. Stateless: one instance serves every call of the process."""
+
+    name: str
+    #: Whether `statistics` can leave a block's products behind for `coefficients` (the driver's workspace).
+    keeps_products: bool = False
+
+    @abstractmethod
+    def unavailable_reason(self) -> str | None:
+        """Say why this backend cannot run in this installation, or None if it can."""
+
+    @abstractmethod
+    def unsupported_reason(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Say why this backend cannot take features of this device and dtype, or None if it can."""
+
+    @abstractmethod
+    def sums_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype in which statistics of features of `dtype` are accumulated."""
+
+    @abstractmethod
+    def block_shape(self, m: int, n: int) -> tuple[int, int]:
+        """Return the (rows, columns) of a block that suit a problem of m rows and n columns."""
+
+    def pack(self, features: Tensor, normalize: bool) -> Packed:
+        """Bring features (M, D) into the layout of `statistics` and `coefficients`, normalised if asked.
+
+        Returned rows are contiguous, float32 (float64 for float64); ``inverse_norm = 1 / max(norm, 1e-12)``.
+        """
+        data = features.to(compute_dtype(features.dtype)).contiguous()
+        if not normalize:
+            return Packed(data, None)
+        inverse_norm = torch.linalg.vector_norm(data, dim=1).clamp_min_(EPS).reciprocal_()
+        return Packed(data * inverse_norm[:, None], inverse_norm)
+
+    def pack_labels(self, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring int64 labels (M,) and (N,) into the form that kernels compare."""
+        return rows.contiguous(), cols.contiguous()
+
+    @abstractmethod
+    def positives(self, problem: Problem, dtype: torch.dtype) -> Tensor:
+        """Return the logits of the positives, (M,); only called where the rows have one."""
+
+    @abstractmethod
+    def statistics(
+        self, problem: Problem, block: Block, rows: Sums, cols: Sums | None, products: Tensor | None
+    ) -> None:
+        """Add a block's negatives to the running statistics of its rows and columns (already cut to the block).
+
+        ``products``: memory (rows, columns) in which to leave the block's products, or None.
+        """
+
+    @abstractmethod
+    def coefficients(
+        self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Write ``G = dL/dz`` of a block to ``out`` and return (sum of G * S, sum of G), S the unscaled similarities.
+
+        ``products``: what `statistics` left of this block, or None.
+        """
+
+    def add_product(self, total: Tensor, coefficients: Tensor, packed: Packed, part: slice) -> None:
+        """Add ``coefficients @ packed[part]`` to ``total`` in place: one of the two gradient products of a block."""
+        total.addmm_(coefficients, packed.data[part])
+
+    def finish(self, total: Tensor, packed: Packed, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the features' gradient from ``total = G y``: scaled and, where they were normalised, projected.
+
+        With unit rows ``u = x r`` and ``t = scale * total``: ``dx = r (t - u <u, t>)``; below the norm's clamp, where
+        F.normalize divides by a constant, ``dx = r t``.
+        """
+        total.mul_(scale)
+        if packed.inverse_norm is not None:
+            radial = (packed.data * total).sum(dim=1, keepdim=True)
+            radial.masked_fill_((packed.inverse_norm >= 1 / EPS)[:, None], 0)
+            total.addcmul_(packed.data, radial, value=-1).mul_(packed.inverse_norm[:, None])
+        return total.to(dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that products are accumulated in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,185 @@
+"""The blockwise driver: walks the similarity matrix block by block, forward and backward, and never holds it.
+
+    forward    for each block: statistics of its negatives            -> values of rows and columns
+    backward   for each block: coefficients G, dx += G y, dy += G' x  -> gradients
+
+Memory is the packed features, the gradients and one block, whatever M and N are. A *workspace* keeps the products of
+the first blocks from the forward pass for the backward pass, which then need not be computed again: with a kept
+fraction f the work is (8 - 2f) M N D FLOPs, and every number stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastclip import objectives
+from fastclip.backends import Backend, Block, Problem, compute_dtype
+from fastclip.objectives import Objective, Sums
+
+
+@dataclass
+class Statistics:
+    """What the forward pass leaves for the backward pass: O(M + N), and the kept products.
+
+    ``cols`` is None for losses of rows alone, ``positive`` where rows have none; ``products`` is flat, maybe empty.
+    """
+
+    rows: Sums
+    cols: Sums | None
+    positive: Tensor | None
+    products: Tensor
+
+
+@dataclass
+class Gradients:
+    """Of the features (None where not asked for), and of scale and bias (0-d)."""
+
+    x: Tensor | None
+    y: Tensor | None
+    scale: Tensor
+    bias: Tensor
+
+
+def pose(
+    backend: Backend,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    labels: tuple[Tensor, Tensor] | None,
+    objective: Objective,
+    normalize: bool,
+    diagonal: int | None,
+) -> Problem:
+    """Pack features x (M, D), y (N, D) and labels for a backend."""
+    row_labels, col_labels = (None, None) if labels is None else backend.pack_labels(*labels)
+    packed_x = backend.pack(x, normalize)
+    packed_y = packed_x if y is x else backend.pack(y, normalize)
+    return Problem(packed_x, packed_y, scale, bias, objective, diagonal, row_labels, col_labels)
+
+
+def statistics(backend: Backend, problem: Problem, dtype: torch.dtype, *, columns: bool, keep: int) -> Statistics:
+    """Run the forward pass.
+
+    Args:
+        dtype: of the features.
+        columns: whether the columns' sums are wanted too.
+        keep: how many products to keep for the backward pass, in elements; whole blocks that fit are kept.
+    """
+    m, n, device = len(problem.x), len(problem.y), problem.x.data.device
+    sums_dtype = backend.sums_dtype(dtype)
+    rows = Sums.empty(m, sums_dtype, device)
+    cols = Sums.empty(n, sums_dtype, device) if columns else None
+    kept = _Kept(torch.empty(keep, dtype=compute_dtype(dtype), device=device))
+    scratch = _Scratch(backend, problem, dtype)
+    for block in blocks(backend, m, n):
+        products = kept.next(block) if keep else None
+        if products is None and backend.keeps_products:
+            products = scratch.of(block)
+        part = None if cols is None else cols[block.cols]
+        backend.statistics(problem, block, rows[block.rows], part, products)
+    positive = None if problem.diagonal is None else backend.positives(problem, sums_dtype)
+    return Statistics(rows, cols, positive, kept.memory)
+
+
+def values(problem: Problem, statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+    """Return the rows' values (M,) and the columns' (N,), nats; 0 for a column without a positive."""
+    positive, cols = statistics.positive, statistics.cols
+    row = objectives.values(problem.objective, statistics.rows, positive)
+    if cols is None:
+        return row, None
+    if positive is None or problem.diagonal is None:
+        return row, objectives.values(problem.objective, cols, None)
+    own = slice(problem.diagonal, problem.diagonal + len(row))
+    col = torch.zeros_like(cols.sum)
+    col[own] = objectives.values(problem.objective, cols[own], positive)
+    return row, col
+
+
+def gradients(
+    backend: Backend,
+    problem: Problem,
+    statistics: Statistics,
+    row_grad: Tensor,
+    col_grad: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    need_x: bool,
+    need_y: bool,
+) -> Gradients:
+    """Run the backward pass from the gradients of the rows' values (M,) and the columns' (N,)."""
+    m, n, device = len(problem.x), len(problem.y), problem.x.data.device
+    weights = objectives.coefficients(
+        problem.objective,
+        statistics.rows,
+        statistics.cols,
+        statistics.positive,
+        row_grad.to(backend.sums_dtype(dtype)),
+        None if col_grad is None else col_grad.to(backend.sums_dtype(dtype)),
+        problem.diagonal or 0,
+        n,
+    )
+    width = problem.x.data.shape[1]
+    wide = {"dtype": compute_dtype(dtype), "device": device}
+    dx = torch.zeros(m, width, **wide) if need_x else None
+    dy = torch.zeros(n, width, **wide) if need_y else None
+    totals = torch.zeros(2, dtype=backend.sums_dtype(dtype), device=device)
+    kept = _Kept(statistics.products)
+    scratch = _Scratch(backend, problem, dtype)
+    for block in blocks(backend, m, n):
+        products = kept.next(block) if kept.memory.numel() else None
+        g = scratch.of(block)
+        for total, part in zip(totals, backend.coefficients(problem, block, weights, products, g), strict=True):
+            total += part
+        if dx is not None:
+            backend.add_product(dx[block.rows], g, problem.y, block.cols)
+        if dy is not None:
+            backend.add_product(dy[block.cols], g.T, problem.x, block.rows)
+    return Gradients(
+        x=None if dx is None else backend.finish(dx, problem.x, problem.scale, dtype),
+        y=None if dy is None else backend.finish(dy, problem.y, problem.scale, dtype),
+        scale=totals[0].to(problem.scale.dtype),
+        bias=totals[1].to(problem.scale.dtype),
+    )
+
+
+def blocks(backend: Backend, m: int, n: int) -> Iterator[Block]:
+    """Cover an (m, n) matrix, row of blocks by row of blocks, always in the same order."""
+    height, width = backend.block_shape(m, n)
+    for row in range(0, m, height):
+        for col in range(0, n, width):
+            yield Block(slice(row, min(row + height, m)), slice(col, min(col + width, n)))
+
+
+class _Scratch:
+    """Memory for one block at a time."""
+
+    def __init__(self, backend: Backend, problem: Problem, dtype: torch.dtype) -> None:
+        m, n = len(problem.x), len(problem.y)
+        height, width = backend.block_shape(m, n)
+        size = min(height, m) * min(width, n)
+        self._memory = torch.empty(size, dtype=compute_dtype(dtype), device=problem.x.data.device)
+
+    def of(self, block: Block) -> Tensor:
+        rows, cols = block.shape
+        return self._memory[: rows * cols].view(rows, cols)
+
+
+class _Kept:
+    """Products kept between the passes: the first blocks, one behind the other, while they fit."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self._used = 0
+
+    def next(self, block: Block) -> Tensor | None:
+        """Return the memory of the next block in order, or None once one has not fitted."""
+        rows, cols = block.shape
+        start, self._used = self._used, self._used + rows * cols
+        if self._used > self.memory.numel():
+            return None
+        return self.memory[start : self._used].view(rows, cols)

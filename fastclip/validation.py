@@ -1,0 +1,133 @@
+"""What callers may hand to a loss: every check and every error message, in one place, before any kernel runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Labels = Tensor | tuple[Tensor, Tensor]
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_features(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both feature matrices, in one dtype.
+
+    Different dtypes are refused as torch's matmul refuses them; under autocast, where torch would cast them, both take
+    the wider one.
+
+    Raises:
+        TypeError: not floating-point tensors, or of two dtypes.
+        ValueError: not 2-D, empty, of two widths or on two devices.
+    """
+    for name, features in (("image_features", image_features), ("text_features", text_features)):
+        if not isinstance(features, Tensor):
+            raise TypeError(f"{name} must be a tensor of shape (rows, D), got {type(features).__name__}")
+        if features.dim() != 2:
+            raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}; flatten or pool it first")
+        if not features.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {features.dtype}; convert it with .float()")
+        if 0 in features.shape:
+            raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; a loss needs at least one pair")
+    if image_features.shape[1] != text_features.shape[1]:
+        raise ValueError(
+            f"text_features has {text_features.shape[1]} features but image_features has {image_features.shape[1]}; "
+            "project both to one width"
+        )
+    if image_features.device != text_features.device:
+        raise ValueError(
+            f"text_features is on {text_features.device} but image_features is on {image_features.device}; "
+            "move both to one device"
+        )
+    if image_features.dtype == text_features.dtype:
+        return image_features, text_features
+    if not torch.is_autocast_enabled(image_features.device.type):
+        raise TypeError(
+            f"text_features is {text_features.dtype} but image_features is {image_features.dtype}; cast one to the "
+            "other's dtype (under torch.autocast the wider one is taken)"
+        )
+    wider = torch.promote_types(image_features.dtype, text_features.dtype)
+    return image_features.to(wider), text_features.to(wider)
+
+
+def check_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """Return a scale or bias as a 0-d tensor of `like`'s device and dtype, still attached to its graph.
+
+    Raises:
+        TypeError: neither a number nor a floating-point tensor.
+        ValueError: a tensor of more than one element.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full((), float(value), dtype=like.dtype, device=like.device)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a float or a floating-point tensor of one element, got {got}")
+    if value.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+    return value.reshape(()).to(like.device, like.dtype)
+
+
+def check_diagonal(diagonal: int, m: int, n: int) -> None:
+    """Check that every row's positive, column ``row + diagonal``, exists.
+
+    Raises:
+        ValueError: some row's positive lies outside the columns.
+    """
+    if diagonal < 0 or diagonal + m > n:
+        raise ValueError(
+            f"diagonal={diagonal} puts the positives of {m} image rows at columns {diagonal} to {diagonal + m - 1}, "
+            f"but there are {n} text rows; every image needs its text (text_features may have extra rows, not fewer)"
+        )
+
+
+def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return labels as an int64 pair (rows (M,), columns (N,)).
+
+    Raises:
+        TypeError: not integer tensors.
+        ValueError: of the wrong length, or one tensor for M != N.
+    """
+    if labels is None:
+        return None
+    if isinstance(labels, Tensor):
+        if m != n:
+            raise ValueError(f"labels must be a (rows, columns) pair of tensors where M != N, here {m} and {n}")
+        labels = (labels, labels)
+    pair = []
+    for side, ids, length in zip(("row", "column"), labels, (m, n), strict=True):
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex():
+            got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"{side} labels must be an integer tensor, got {got}")
+        if ids.shape != (length,):
+            raise ValueError(f"{side} labels must have shape ({length},), one per feature row, got {tuple(ids.shape)}")
+        pair.append(ids.to(device, torch.int64))
+    return pair[0], pair[1]
+
+
+def check_reduction(reduction: str) -> None:
+    """Check the name of a reduction.
+
+    Raises:
+        ValueError: unknown.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Check that a number lies in [0, 1).
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+
+
+def check_workspace(workspace: float | None) -> None:
+    """Check a workspace in MiB.
+
+    Raises:
+        ValueError: negative.
+    """
+    if workspace is not None and workspace < 0:
+        raise ValueError(f"workspace must be at least 0 MiB (0 keeps nothing between the passes), got {workspace}")
