@@ -68,7 +68,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::enum_<Objective>(m, "Objective")
       .value("softmax", Objective::Softmax)
-      .value("sigmoid", Objective::Sigmoid);
+      .value("sigmoid", Objective::Sigmoid)
+      .value("multi_sigmoid", Objective::MultiSigmoid);
 
   py::class_<AnyTile>(m, "Tile", "One tile of similarities; addresses are of row-major float or double memory.")
       .def(py::init([](Address products, std::int64_t stride, std::int64_t rows, std::int64_t cols,

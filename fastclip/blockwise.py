@@ -75,11 +75,11 @@ def statistics(backend: Backend, problem: Problem, dtype: torch.dtype, *, column
     rows = Sums.empty(m, sums_dtype, device)
     cols = Sums.empty(n, sums_dtype, device) if columns else None
     kept = _Kept(torch.empty(keep, dtype=compute_dtype(dtype), device=device))
-    scratch = _Scratch(backend, problem, dtype)
+    scratch = _scratch(backend, problem) if backend.keeps_products else None
     for block in blocks(backend, m, n):
         products = kept.next(block) if keep else None
-        if products is None and backend.keeps_products:
-            products = scratch.of(block)
+        if products is None and scratch is not None:
+            products = backend.scratch_of(scratch, block)
         part = None if cols is None else cols[block.cols]
         backend.statistics(problem, block, rows[block.rows], part, products)
     positive = None if problem.diagonal is None else backend.positives(problem, sums_dtype)
@@ -113,35 +113,33 @@ def gradients(
 ) -> Gradients:
     """Run the backward pass from the gradients of the rows' values (M,) and the columns' (N,)."""
     m, n, device = len(problem.x), len(problem.y), problem.x.data.device
-    weights = objectives.coefficients(
-        problem.objective,
+    weights = backend.weigh(
+        problem,
         statistics.rows,
         statistics.cols,
         statistics.positive,
         row_grad.to(backend.sums_dtype(dtype)),
         None if col_grad is None else col_grad.to(backend.sums_dtype(dtype)),
-        problem.diagonal or 0,
-        n,
     )
-    width = problem.x.data.shape[1]
+    width = problem.x.width
     wide = {"dtype": compute_dtype(dtype), "device": device}
     dx = torch.zeros(m, width, **wide) if need_x else None
     dy = torch.zeros(n, width, **wide) if need_y else None
     totals = torch.zeros(2, dtype=backend.sums_dtype(dtype), device=device)
     kept = _Kept(statistics.products)
-    scratch = _Scratch(backend, problem, dtype)
+    scratch = _scratch(backend, problem)
     for block in blocks(backend, m, n):
         products = kept.next(block) if kept.memory.numel() else None
-        g = scratch.of(block)
+        g = backend.scratch_of(scratch, block)
         for total, part in zip(totals, backend.coefficients(problem, block, weights, products, g), strict=True):
             total += part
         if dx is not None:
             backend.add_product(dx[block.rows], g, problem.y, block.cols)
         if dy is not None:
-            backend.add_product(dy[block.cols], g.T, problem.x, block.rows)
+            backend.add_product(dy[block.cols], g.mT, problem.x, block.rows)
     return Gradients(
-        x=None if dx is None else backend.finish(dx, problem.x, problem.scale, dtype),
-        y=None if dy is None else backend.finish(dy, problem.y, problem.scale, dtype),
+        x=None if dx is None else backend.finish(dx, problem.x, problem.y, weights, problem.scale, dtype),
+        y=None if dy is None else backend.finish(dy, problem.y, problem.x, weights, problem.scale, dtype),
         scale=totals[0].to(problem.scale.dtype),
         bias=totals[1].to(problem.scale.dtype),
     )
@@ -155,18 +153,11 @@ def blocks(backend: Backend, m: int, n: int) -> Iterator[Block]:
             yield Block(slice(row, min(row + height, m)), slice(col, min(col + width, n)))
 
 
-class _Scratch:
-    """Memory for one block at a time."""
-
-    def __init__(self, backend: Backend, problem: Problem, dtype: torch.dtype) -> None:
-        m, n = len(problem.x), len(problem.y)
-        height, width = backend.block_shape(m, n)
-        size = min(height, m) * min(width, n)
-        self._memory = torch.empty(size, dtype=compute_dtype(dtype), device=problem.x.data.device)
-
-    def of(self, block: Block) -> Tensor:
-        rows, cols = block.shape
-        return self._memory[: rows * cols].view(rows, cols)
+def _scratch(backend: Backend, problem: Problem) -> Tensor:
+    """Return memory for one block at a time."""
+    m, n = len(problem.x), len(problem.y)
+    height, width = backend.block_shape(m, n)
+    return backend.scratch(problem, min(height, m), min(width, n))
 
 
 class _Kept:

@@ -1,16 +1,19 @@
 """The losses as functions: validate, run the blockwise op, reduce.
 
-Everything here works on O(M + N) numbers in plain torch, so autograd carries reductions, weights and smoothing into the
-op's two upstream gradients; a new loss of this kind needs no kernel.
+The op answers with one value per row and per column; what becomes of those is plain torch on O(M + N) numbers, so
+autograd carries reductions, weights and smoothing back into the op's two upstream gradients. A loss of this kind needs
+no kernel of its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastclip import validation
+from fastclip import linear_terms, validation
 from fastclip.backends import compute_dtype, resolve_backend
 from fastclip.objectives import Objective
 from fastclip.ops import contrastive
@@ -18,6 +21,9 @@ from fastclip.validation import Labels
 
 #: MiB that may keep similarities between forward and backward pass, by device type.
 DEFAULT_WORKSPACE = {"cpu": 256.0, "cuda": 512.0}
+
+IMAGE_TEXT = ("image_features", "text_features")
+QUERY_KEY = ("query_features", "key_features")
 
 
 def clip_loss(
@@ -30,6 +36,7 @@ def clip_loss(
     reduction: str = "mean",
     diagonal: int = 0,
     labels: Labels | None = None,
+    multi_positive: bool = False,
     label_smoothing: float = 0.0,
     workspace: float | None = None,
     backend: str = "auto",
@@ -50,7 +57,10 @@ def clip_loss(
         diagonal: the text of image i is row i + diagonal of text_features.
         labels: (N,) integers where M = N, or a pair ((M,), (N,)): pairs that share a label are no negatives of each
             other (duplicate captions, several captions of an image).
-        label_smoothing: as in `torch.nn.functional.cross_entropy`, over the entries that are not excluded by labels.
+        multi_positive: pairs that share a label are all positives instead: a row's loss is the cross-entropy against
+            the uniform distribution over them (Khosla et al., "Supervised Contrastive Learning", 2020, L_out). N may
+            then be anything; rows and columns without a positive count for nothing.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`, over the entries that labels do not exclude.
         workspace: MiB that may keep similarities between the passes, for speed; the result is the same. None: 256 on
             CPU, 512 on CUDA; 0 keeps none.
         backend: "auto", or one of `fastclip.available_backends()`.
@@ -62,30 +72,50 @@ def clip_loss(
         ValueError, TypeError: see fastclip/validation.py; each names the argument, what came and the remedy.
         RuntimeError: the backend asked for cannot run here.
     """
-    validation.check_reduction(reduction)
-    validation.check_fraction("label_smoothing", label_smoothing)
-    x, y = validation.check_features(image_features, text_features)
-    m, n = x.shape[0], y.shape[0]
-    validation.check_diagonal(diagonal, m, n)
-    pair = validation.check_labels(labels, m, n, x.device)
-    scale, bias = _scalars(logit_scale, logit_bias, x)
-    row, col = contrastive(
-        x,
-        y,
-        scale,
-        bias,
-        pair,
-        objective=Objective.SOFTMAX,
-        columns=True,
-        normalize=normalize,
-        diagonal=diagonal,
-        **_resources(workspace, backend, x, y, scale, bias),
-    )
-    if label_smoothing:
-        extra_row, extra_col = _smoothing(x, y, scale, pair, normalize=normalize, diagonal=diagonal)
-        row = row + label_smoothing * extra_row
-        return _reduce((row + col[diagonal : diagonal + m] + label_smoothing * extra_col) / 2, reduction)
-    return _reduce((row + col[diagonal : diagonal + m]) / 2, reduction)
+    call = _Call.of(IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize)
+    call.resources(workspace, backend)
+    return _softmax_loss(call, (0.5, 0.5), reduction, diagonal, multi_positive, label_smoothing)
+
+
+def info_nce_loss(
+    query_features: Tensor,
+    key_features: Tensor,
+    logit_scale: float | Tensor | None = None,
+    *,
+    temperature: float | Tensor | None = None,
+    weights: tuple[float, float] = (1.0, 0.0),
+    normalize: bool = False,
+    reduction: str = "mean",
+    diagonal: int = 0,
+    labels: Labels | None = None,
+    multi_positive: bool = False,
+    label_smoothing: float = 0.0,
+    workspace: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute InfoNCE: each query must find its key among all keys, and the other way round if weighted so.
+
+    ``weights[0] * cross_entropy(z[i, :], i + diagonal) + weights[1] * cross_entropy(z[:, i + diagonal], i)``, averaged
+    over pairs, with ``z = logit_scale * x yᵀ``. (van den Oord et al., "Representation Learning with Contrastive
+    Predictive Coding", 2018, equation 4.)
+
+    Args:
+        query_features: (M, D).
+        key_features: (N, D), N >= M; rows beyond the queries' own are hard negatives.
+        logit_scale: the multiplier, or
+        temperature: its inverse; exactly one of the two. A float or a one-element tensor; gets a gradient.
+        weights: of the query → key and the key → query direction. (1, 0) costs less than both: no column sums.
+
+    Other arguments, result and errors are those of `clip_loss`. A side that needs no gradient (a locked tower, as in
+    LiT) costs no gradient product.
+    """
+    if (logit_scale is None) == (temperature is None):
+        raise ValueError("give exactly one of logit_scale and temperature (logit_scale = 1 / temperature)")
+    if temperature is not None:
+        logit_scale = 1 / temperature
+    call = _Call.of(QUERY_KEY, query_features, key_features, logit_scale, None, labels, normalize)
+    call.resources(workspace, backend)
+    return _softmax_loss(call, weights, reduction, diagonal, multi_positive, label_smoothing)
 
 
 def siglip_loss(
@@ -98,6 +128,7 @@ def siglip_loss(
     reduction: str = "mean",
     diagonal: int = 0,
     labels: Labels | None = None,
+    multi_positive: bool = False,
     workspace: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -107,84 +138,136 @@ def siglip_loss(
     ``softplus(z[i, j])`` over all other texts j, averaged over images.
     (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, equation 1.)
 
-    Arguments, result and errors are those of `clip_loss`.
+    Arguments, result and errors are those of `clip_loss`; with multi_positive every entry that shares a label is a
+    positive, ``softplus(-z)``.
     """
+    call = _Call.of(IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize)
+    call.resources(workspace, backend)
     validation.check_reduction(reduction)
-    x, y = validation.check_features(image_features, text_features)
-    m, n = x.shape[0], y.shape[0]
-    validation.check_diagonal(diagonal, m, n)
-    pair = validation.check_labels(labels, m, n, x.device)
-    scale, bias = _scalars(logit_scale, logit_bias, x)
-    row, _ = contrastive(
-        x,
-        y,
-        scale,
-        bias,
-        pair,
-        objective=Objective.SIGMOID,
-        columns=False,
-        normalize=normalize,
-        diagonal=diagonal,
-        **_resources(workspace, backend, x, y, scale, bias),
-    )
+    if multi_positive:
+        validation.check_multi_positive(call.labels, diagonal)
+        row, _ = call.run(Objective.MULTI_SIGMOID, columns=False, diagonal=None)
+    else:
+        validation.check_diagonal(diagonal, *call.shape)
+        row, _ = call.run(Objective.SIGMOID, columns=False, diagonal=diagonal)
     return _reduce(row, reduction)
 
 
-def _scalars(scale: float | Tensor, bias: float | Tensor | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    like = x.new_empty(0, dtype=compute_dtype(x.dtype))
-    return (
-        validation.check_scalar("logit_scale", scale, like),
-        None if bias is None else validation.check_scalar("logit_bias", bias, like),
+@dataclass
+class _Call:
+    """Validated inputs of one loss, and how to run the op on them."""
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    labels: tuple[Tensor, Tensor] | None
+    normalize: bool
+    backend: str = ""
+    workspace: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, str],
+        x: Tensor,
+        y: Tensor,
+        scale: Any,
+        bias: Any,
+        labels: Labels | None,
+        normalize: bool,
+    ) -> _Call:
+        x, y = validation.check_features(names, x, y)
+        like = x.new_empty(0, dtype=compute_dtype(x.dtype))
+        return cls(
+            x,
+            y,
+            validation.check_scalar("logit_scale", scale, like),
+            None if bias is None else validation.check_scalar("logit_bias", bias, like),
+            validation.check_labels(labels, x.shape[0], y.shape[0], x.device),
+            normalize,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0], self.y.shape[0]
+
+    def resources(self, workspace: float | None, backend: str) -> None:
+        """Settle the backend, and the workspace: none if there will be no backward pass."""
+        validation.check_workspace(workspace)
+        if workspace is None:
+            workspace = DEFAULT_WORKSPACE.get(self.x.device.type, 0.0)
+        inputs = (self.x, self.y, self.scale, self.bias)
+        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+        self.workspace = int(workspace * 2**20) if differentiable else 0
+        self.backend = resolve_backend(backend, self.x.device, self.x.dtype)
+
+    def run(self, objective: Objective, *, columns: bool, diagonal: int | None) -> tuple[Tensor, Tensor]:
+        """Return the rows' and the columns' values."""
+        # A softmax without a diagonal is a log-sum-exp over all entries: labels then decide elsewhere.
+        labels = None if objective is Objective.SOFTMAX and diagonal is None else self.labels
+        return contrastive(
+            self.x,
+            self.y,
+            self.scale,
+            self.bias,
+            labels,
+            objective=objective,
+            columns=columns,
+            normalize=self.normalize,
+            diagonal=diagonal,
+            workspace=self.workspace,
+            backend=self.backend,
+        )
+
+
+def _softmax_loss(
+    call: _Call,
+    weights: tuple[float, float],
+    reduction: str,
+    diagonal: int,
+    multi_positive: bool,
+    label_smoothing: float,
+) -> Tensor:
+    validation.check_reduction(reduction)
+    validation.check_fraction("label_smoothing", label_smoothing)
+    if multi_positive:
+        pair = validation.check_multi_positive(call.labels, diagonal, label_smoothing)
+        return _multi_positive_loss(call, pair, weights, reduction)
+    validation.check_diagonal(diagonal, *call.shape)
+    columns = weights[1] != 0
+    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=diagonal)
+    if columns:
+        col = col[diagonal : diagonal + len(row)]
+    if label_smoothing:
+        by_row, by_col = linear_terms.smoothing(
+            call.x, call.y, call.scale, call.labels, normalize=call.normalize, diagonal=diagonal
+        )
+        row = row + label_smoothing * by_row
+        col = col + label_smoothing * by_col if columns else col
+    return _reduce(weights[0] * row + weights[1] * col if columns else weights[0] * row, reduction)
+
+
+def _multi_positive_loss(
+    call: _Call, labels: tuple[Tensor, Tensor], weights: tuple[float, float], reduction: str
+) -> Tensor:
+    """Return the mean over rows (and over columns) of ``log-sum-exp - mean logit of the positives``."""
+    columns = weights[1] != 0
+    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=None)
+    row_mean, col_mean, row_count, col_count = linear_terms.positive_means(
+        call.x, call.y, call.scale, call.bias, labels, normalize=call.normalize
     )
-
-
-def _resources(workspace: float | None, backend: str, x: Tensor, *others: Tensor | None) -> dict:
-    """Return the op's workspace in bytes (none if there will be no backward pass) and the backend's name."""
-    validation.check_workspace(workspace)
-    if workspace is None:
-        workspace = DEFAULT_WORKSPACE.get(x.device.type, 0.0)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others))
-    return {
-        "workspace": int(workspace * 2**20) if differentiable else 0,
-        "backend": resolve_backend(backend, x.device, x.dtype),
-    }
-
-
-def _smoothing(
-    x: Tensor, y: Tensor, scale: Tensor, labels: tuple[Tensor, Tensor] | None, *, normalize: bool, diagonal: int
-) -> tuple[Tensor, Tensor]:
-    """Return what label smoothing adds to the pairs' row and column losses, per unit of smoothing, (M,) each.
-
-    A smoothed row is ``R - z_ii + eps (z_ii - mean_j z_ij)``, and the mean of logits is the logit of a mean: no N x N.
-    """
-    dtype = compute_dtype(x.dtype)
-    x, y = x.to(dtype), y.to(dtype)
-    if normalize:
-        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-    own = slice(diagonal, diagonal + x.shape[0])
-    if labels is None:
-        row_mean, col_mean = y.mean(dim=0), x.mean(dim=0)
-    else:
-        row_labels, col_labels = labels
-        row_mean = _mean_of_others(y, col_labels, row_labels, y[own], row_labels == col_labels[own])
-        col_mean = _mean_of_others(x, row_labels, col_labels[own], x, row_labels == col_labels[own])
-    by_row = scale * (x * (y[own] - row_mean)).sum(dim=1)
-    by_col = scale * (y[own] * (x - col_mean)).sum(dim=1)
-    return by_row, by_col
-
-
-def _mean_of_others(keys: Tensor, key_labels: Tensor, labels: Tensor, positives: Tensor, shared: Tensor) -> Tensor:
-    """Return, per label, the mean of the keys with another label and of the positive, (len(labels), D)."""
-    ordered = key_labels.sort().values
-    last = len(ordered) - 1
-    group = torch.searchsorted(ordered, key_labels)  # a group is known by the place of its first member
-    wanted = torch.searchsorted(ordered, labels).clamp(max=last)
-    present = (ordered[wanted] == labels)[:, None]
-    sums = torch.zeros_like(keys).index_add(0, group, keys)[wanted] * present
-    counts = torch.zeros_like(keys[:, :1]).index_add(0, group, torch.ones_like(keys[:, :1]))[wanted] * present
-    # The positive shares the label, as a rule, and was taken out with its group; where it does not, it is in already.
-    back = shared[:, None]
-    return (keys.sum(dim=0) - sums + positives * back) / (len(keys) - counts + back)
+    row = torch.where(row_count > 0, row - row_mean, 0)
+    if not columns:
+        total, count = weights[0] * row, row_count
+        return total.sum() / (count > 0).sum() if reduction == "mean" else _reduce(total, reduction)
+    col = torch.where(col_count > 0, col - col_mean, 0)
+    if reduction == "none":
+        validation.check_square("reduction='none' with multi_positive", *call.shape)
+        return weights[0] * row + weights[1] * col
+    if reduction == "sum":
+        return weights[0] * row.sum() + weights[1] * col.sum()
+    return weights[0] * row.sum() / (row_count > 0).sum() + weights[1] * col.sum() / (col_count > 0).sum()
 
 
 def _reduce(values: Tensor, reduction: str) -> Tensor:

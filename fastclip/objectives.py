@@ -36,6 +36,8 @@ class Objective(Enum):
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+    #: The sigmoid where labels, not a diagonal, say which entries are positives; they are part of the sums.
+    MULTI_SIGMOID = "multi_sigmoid"
 
 
 @dataclass
@@ -99,7 +101,7 @@ def values(objective: Objective, sums: Sums, positive: Tensor | None) -> Tensor:
         sums: statistics of the negatives, (M,).
         positive: logits of the positives, (M,), or None.
     """
-    if objective is Objective.SIGMOID:
+    if objective is not Objective.SOFTMAX:
         return sums.sum if positive is None else sums.sum + softplus(-positive)
     return sums.log_sum_exp() if positive is None else softplus(sums.margin(positive))
 
@@ -126,8 +128,9 @@ def coefficients(
         n: number of columns N.
     """
     m = row_grad.numel()
-    no_shift, no_factor = row_grad.new_zeros(n), row_grad.new_zeros(n)
-    if objective is Objective.SIGMOID:
+    # Columns without a gradient: a shift above every logit, so that their exponentials are 0 and never 0 times infinity.
+    no_shift, no_factor = row_grad.new_full((n,), -EMPTY_SHIFT), row_grad.new_zeros(n)
+    if objective is not Objective.SOFTMAX:
         on_positive = None if positive is None else -row_grad * torch.sigmoid(-positive)
         return Coefficients(torch.zeros_like(row_grad), row_grad, no_shift, no_factor, on_positive)
     full = rows if positive is None else rows.with_entry(positive)

@@ -215,7 +215,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, y, scale, bias, row_labels, col_labels, *static, _workspace, backend = inputs
     _row, _col, *statistics = output
     ctx.mark_non_differentiable(*statistics)
-    ctx.set_materialize_grads(True)
+    ctx.set_materialize_grads(False)  # a zero "gradient" of the kept products would be as large as they are
     ctx.save_for_backward(x, y, scale, bias, row_labels, col_labels, *statistics)
     ctx.static, ctx.backend = static, backend
 
@@ -223,6 +223,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _differentiate(ctx, row_grad, col_grad, *_) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
     x, y, scale, bias, row_labels, col_labels, *statistics = ctx.saved_tensors
     need_x, need_y, need_scale, need_bias = ctx.needs_input_grad[:4]
+    row_shift, _, col_shift, *_ = statistics
+    row_grad = torch.zeros_like(row_shift) if row_grad is None else row_grad
+    col_grad = torch.zeros_like(col_shift) if col_grad is None else col_grad
     dx, dy, dscale, dbias = torch.ops.fastclip.contrastive_backward(
         row_grad,
         col_grad,

@@ -9,8 +9,8 @@ Labels = Tensor | tuple[Tensor, Tensor]
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_features(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both feature matrices, in one dtype.
+def check_features(names: tuple[str, str], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both feature matrices, in one dtype; `names` are what the caller knows them by.
 
     Different dtypes are refused as torch's matmul refuses them; under autocast, where torch would cast them, both take
     the wider one.
@@ -19,7 +19,7 @@ def check_features(image_features: Tensor, text_features: Tensor) -> tuple[Tenso
         TypeError: not floating-point tensors, or of two dtypes.
         ValueError: not 2-D, empty, of two widths or on two devices.
     """
-    for name, features in (("image_features", image_features), ("text_features", text_features)):
+    for name, features in zip(names, (x, y), strict=True):
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a tensor of shape (rows, D), got {type(features).__name__}")
         if features.dim() != 2:
@@ -28,25 +28,21 @@ def check_features(image_features: Tensor, text_features: Tensor) -> tuple[Tenso
             raise TypeError(f"{name} must be floating point, got {features.dtype}; convert it with .float()")
         if 0 in features.shape:
             raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; a loss needs at least one pair")
-    if image_features.shape[1] != text_features.shape[1]:
+    if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"text_features has {text_features.shape[1]} features but image_features has {image_features.shape[1]}; "
-            "project both to one width"
+            f"{names[1]} has {y.shape[1]} features but {names[0]} has {x.shape[1]}; project both to one width"
         )
-    if image_features.device != text_features.device:
-        raise ValueError(
-            f"text_features is on {text_features.device} but image_features is on {image_features.device}; "
-            "move both to one device"
-        )
-    if image_features.dtype == text_features.dtype:
-        return image_features, text_features
-    if not torch.is_autocast_enabled(image_features.device.type):
+    if x.device != y.device:
+        raise ValueError(f"{names[1]} is on {y.device} but {names[0]} is on {x.device}; move both to one device")
+    if x.dtype == y.dtype:
+        return x, y
+    if not torch.is_autocast_enabled(x.device.type):
         raise TypeError(
-            f"text_features is {text_features.dtype} but image_features is {image_features.dtype}; cast one to the "
-            "other's dtype (under torch.autocast the wider one is taken)"
+            f"{names[1]} is {y.dtype} but {names[0]} is {x.dtype}; cast one to the other's dtype "
+            "(under torch.autocast the wider one is taken)"
         )
-    wider = torch.promote_types(image_features.dtype, text_features.dtype)
-    return image_features.to(wider), text_features.to(wider)
+    wider = torch.promote_types(x.dtype, y.dtype)
+    return x.to(wider), y.to(wider)
 
 
 def check_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
@@ -101,6 +97,35 @@ def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) ->
             raise ValueError(f"{side} labels must have shape ({length},), one per feature row, got {tuple(ids.shape)}")
         pair.append(ids.to(device, torch.int64))
     return pair[0], pair[1]
+
+
+def check_multi_positive(
+    labels: tuple[Tensor, Tensor] | None, diagonal: int, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the labels that decide which entries are positives.
+
+    Raises:
+        ValueError: there are none, or an option was given that has no meaning with many positives.
+    """
+    if labels is None:
+        raise ValueError("multi_positive=True needs labels: pairs that share a label are the positives")
+    if diagonal != 0:
+        raise ValueError(f"diagonal must be 0 with multi_positive=True, got {diagonal}: labels decide the positives")
+    if label_smoothing:
+        raise ValueError(
+            f"label_smoothing must be 0 with multi_positive=True, got {label_smoothing}: the target is already spread"
+        )
+    return labels
+
+
+def check_square(what: str, m: int, n: int) -> None:
+    """Check that there are as many rows as columns.
+
+    Raises:
+        ValueError: there are not.
+    """
+    if m != n:
+        raise ValueError(f"{what} needs as many rows as columns, got {m} and {n}")
 
 
 def check_reduction(reduction: str) -> None:

@@ -30,8 +30,12 @@ struct Range {
   bool narrow() const { return high - low <= T(kBand); }
 };
 
-// Logits of one cell into `z` (kCols apart), excluded entries marked, and their range.
-template <class T, bool kLabels>
+// What a shared label makes of an entry.
+enum class Shared { Ignored, Excluded, Positive };
+
+// Logits of one cell into `z` (kCols apart) and their range. Excluded entries are marked; a positive by its label is
+// negated, for its loss is softplus(-z).
+template <class T, Shared kShared>
 Range<T> load_cell(const Tile<T>& tile, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
                    T* z) {
   const T scale = static_cast<T>(tile.scale), bias = static_cast<T>(tile.bias);
@@ -39,13 +43,13 @@ Range<T> load_cell(const Tile<T>& tile, std::int64_t row, std::int64_t rows, std
   for (std::int64_t i = 0; i < rows; ++i) {
     const T* p = tile.products + (row + i) * tile.stride + col;
     T* out = z + i * kCols;
-    if constexpr (kLabels) {
+    if constexpr (kShared != Shared::Ignored) {
       const std::int32_t label = tile.row_labels[row + i];
       const std::int32_t* labels = tile.col_labels + col;
 #pragma omp simd
       for (std::int64_t j = 0; j < cols; ++j) {
         const T logit = p[j] * scale + bias;
-        out[j] = labels[j] == label ? T(kExcluded) : logit;
+        out[j] = labels[j] == label ? (kShared == Shared::Positive ? -logit : T(kExcluded)) : logit;
       }
     } else {
 #pragma omp simd
@@ -148,7 +152,7 @@ std::int64_t panel_count(const Tile<T>& tile) {
   return (tile.rows + kRows - 1) / kRows;
 }
 
-template <class T, bool kLabels, bool kColumns>
+template <class T, Shared kShared, bool kColumns>
 void softmax_statistics(const Tile<T>& tile, Sums rows, Sums cols, int threads) {
   const std::int64_t panels = panel_count(tile);
   ColumnPartials<T> partials(kColumns ? panels : 0, tile.cols);
@@ -160,7 +164,7 @@ void softmax_statistics(const Tile<T>& tile, Sums rows, Sums cols, int threads) 
       const std::int64_t row = panel * kRows, m = std::min(kRows, tile.rows - row);
       for (std::int64_t col = 0; col < tile.cols; col += kCols) {
         const std::int64_t n = std::min(kCols, tile.cols - col);
-        const Range<T> range = load_cell<T, kLabels>(tile, row, m, col, n, z.data());
+        const Range<T> range = load_cell<T, kShared>(tile, row, m, col, n, z.data());
         const std::int64_t at = kColumns ? panel * tile.cols + col : 0;
         sum_cell<T, kColumns>(z.data(), range, m, n, {rows.shift + row, rows.sum + row}, partials.shift.data() + at,
                               partials.sum.data() + at);
@@ -174,7 +178,7 @@ void softmax_statistics(const Tile<T>& tile, Sums rows, Sums cols, int threads) 
   }
 }
 
-template <class T, bool kLabels>
+template <class T, Shared kShared>
 void sigmoid_statistics(const Tile<T>& tile, Sums rows, int threads) {
   const std::int64_t panels = panel_count(tile);
 #pragma omp parallel num_threads(threads)
@@ -185,7 +189,7 @@ void sigmoid_statistics(const Tile<T>& tile, Sums rows, int threads) {
       const std::int64_t row = panel * kRows, m = std::min(kRows, tile.rows - row);
       for (std::int64_t col = 0; col < tile.cols; col += kCols) {
         const std::int64_t n = std::min(kCols, tile.cols - col);
-        load_cell<T, kLabels>(tile, row, m, col, n, z.data());
+        load_cell<T, kShared>(tile, row, m, col, n, z.data());
         for (std::int64_t i = 0; i < m; ++i) {
           const T* logits = z.data() + i * kCols;
           T sum = 0;
@@ -231,12 +235,15 @@ void coefficients_two_shifts(const T* z, const T* p, T row_shift, T row_factor, 
   product = sum_product, total = sum;
 }
 
-template <class T>
-void coefficients_sigmoid(const T* z, const T* p, T row_factor, std::int64_t cols, T* out, T& product, T& total) {
+// Sigmoid coefficients; a positive by its label (whose z was negated) pulls the other way.
+template <class T, Shared kShared>
+void coefficients_sigmoid(const T* z, const T* p, T row_factor, std::int32_t label, const std::int32_t* labels,
+                          std::int64_t cols, T* out, T& product, T& total) {
   T sum_product = 0, sum = 0;
 #pragma omp simd reduction(+ : sum_product, sum)
   for (std::int64_t j = 0; j < cols; ++j) {
-    const T g = sigmoid(z[j]) * row_factor;
+    T g = sigmoid(z[j]) * row_factor;
+    if constexpr (kShared == Shared::Positive) g = labels[j] == label ? -g : g;
     sum_product += g * p[j];
     sum += g;
     out[j] = g;
@@ -244,7 +251,7 @@ void coefficients_sigmoid(const T* z, const T* p, T row_factor, std::int64_t col
   product = sum_product, total = sum;
 }
 
-template <class T, Objective kObjective, bool kLabels>
+template <class T, bool kSoftmax, Shared kShared>
 Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, std::int64_t out_stride, int threads) {
   const std::int64_t panels = panel_count(tile);
   std::vector<Totals> totals(panels, Totals{0, 0});
@@ -256,8 +263,8 @@ Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, st
       const std::int64_t row = panel * kRows, m = std::min(kRows, tile.rows - row);
       for (std::int64_t col = 0; col < tile.cols; col += kCols) {
         const std::int64_t n = std::min(kCols, tile.cols - col);
-        const Range<T> range = load_cell<T, kLabels>(tile, row, m, col, n, z.data());
-        if constexpr (kObjective == Objective::Softmax) {
+        const Range<T> range = load_cell<T, kShared>(tile, row, m, col, n, z.data());
+        if constexpr (kSoftmax) {
           if (range.narrow()) {
 #pragma omp simd
             for (std::int64_t j = 0; j < n; ++j)
@@ -274,8 +281,11 @@ Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, st
           // `out` may be the tile itself, so the positive's product is read before it is overwritten.
           const double positive_product = has_positive ? static_cast<double>(p[positive]) : 0.0;
           T product = 0, total = 0;
-          if constexpr (kObjective == Objective::Sigmoid) {
-            coefficients_sigmoid(logits, p, static_cast<T>(weights.row_factor[r]), n, g, product, total);
+          if constexpr (!kSoftmax) {
+            constexpr bool labelled = kShared == Shared::Positive;
+            coefficients_sigmoid<T, kShared>(logits, p, static_cast<T>(weights.row_factor[r]),
+                                             labelled ? tile.row_labels[r] : 0,
+                                             labelled ? tile.col_labels + col : nullptr, n, g, product, total);
           } else if (range.narrow()) {
             coefficients_one_shift(logits, p, range.high, weights.row_shift[r], weights.row_factor[r], factor.data(), n,
                                    g, product, total);
@@ -304,29 +314,42 @@ Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, st
 }
 
 // From run-time options to the compile-time ones.
-template <class T>
-void statistics(Objective objective, const Tile<T>& tile, Sums rows, Sums cols, int threads) {
-  const bool labels = tile.row_labels != nullptr;
-  if (objective == Objective::Sigmoid)
-    return labels ? sigmoid_statistics<T, true>(tile, rows, threads)
-                  : sigmoid_statistics<T, false>(tile, rows, threads);
-  if (cols.sum)
-    return labels ? softmax_statistics<T, true, true>(tile, rows, cols, threads)
-                  : softmax_statistics<T, false, true>(tile, rows, cols, threads);
-  return labels ? softmax_statistics<T, true, false>(tile, rows, cols, threads)
-                : softmax_statistics<T, false, false>(tile, rows, cols, threads);
+template <class T, Shared kShared>
+void statistics_of(Objective objective, const Tile<T>& tile, Sums rows, Sums cols, int threads) {
+  if (objective != Objective::Softmax) return sigmoid_statistics<T, kShared>(tile, rows, threads);
+  if constexpr (kShared != Shared::Positive) {
+    if (cols.sum) return softmax_statistics<T, kShared, true>(tile, rows, cols, threads);
+    return softmax_statistics<T, kShared, false>(tile, rows, cols, threads);
+  }
+}
+
+Shared shared_role(Objective objective, bool labels) {
+  if (objective == Objective::MultiSigmoid) return Shared::Positive;
+  return labels ? Shared::Excluded : Shared::Ignored;
 }
 
 template <class T>
-Totals coefficients(Objective objective, const Tile<T>& tile, const Weights& weights, T* out, std::int64_t out_stride,
+void statistics(Objective objective, const Tile<T>& tile, Sums rows, Sums cols, int threads) {
+  switch (shared_role(objective, tile.row_labels)) {
+    case Shared::Ignored: return statistics_of<T, Shared::Ignored>(objective, tile, rows, cols, threads);
+    case Shared::Excluded: return statistics_of<T, Shared::Excluded>(objective, tile, rows, cols, threads);
+    case Shared::Positive: return statistics_of<T, Shared::Positive>(objective, tile, rows, cols, threads);
+  }
+}
+
+template <class T>
+Totals coefficients(Objective objective, const Tile<T>& tile, const Weights& weights, T* out, std::int64_t stride,
                     int threads) {
-  constexpr Objective softmax = Objective::Softmax, sigmoid_objective = Objective::Sigmoid;
-  const bool labels = tile.row_labels != nullptr;
-  if (objective == sigmoid_objective)
-    return labels ? tile_coefficients<T, sigmoid_objective, true>(tile, weights, out, out_stride, threads)
-                  : tile_coefficients<T, sigmoid_objective, false>(tile, weights, out, out_stride, threads);
-  return labels ? tile_coefficients<T, softmax, true>(tile, weights, out, out_stride, threads)
-                : tile_coefficients<T, softmax, false>(tile, weights, out, out_stride, threads);
+  const bool softmax = objective == Objective::Softmax;
+  switch (shared_role(objective, tile.row_labels)) {
+    case Shared::Positive: return tile_coefficients<T, false, Shared::Positive>(tile, weights, out, stride, threads);
+    case Shared::Excluded:
+      return softmax ? tile_coefficients<T, true, Shared::Excluded>(tile, weights, out, stride, threads)
+                     : tile_coefficients<T, false, Shared::Excluded>(tile, weights, out, stride, threads);
+    case Shared::Ignored: break;
+  }
+  return softmax ? tile_coefficients<T, true, Shared::Ignored>(tile, weights, out, stride, threads)
+                 : tile_coefficients<T, false, Shared::Ignored>(tile, weights, out, stride, threads);
 }
 
 }  // namespace

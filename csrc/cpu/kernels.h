@@ -9,7 +9,8 @@
 
 namespace fastclip {
 
-enum class Objective : int { Softmax = 0, Sigmoid = 1 };
+// MultiSigmoid: entries whose labels agree are positives, softplus(-z), and part of the sums.
+enum class Objective : int { Softmax = 0, Sigmoid = 1, MultiSigmoid = 2 };
 
 // One tile of the similarity matrix, row-major, `stride` elements from row to row.
 template <class T>
@@ -33,7 +34,7 @@ struct Sums {
 };
 
 // What turns logits into coefficients G = dL/dz: softmax e^(z - shift_i) factor_i + e^(z - shift_j) factor_j,
-// sigmoid factor_i * sigma(z), and `positive` (rows) on the positives.
+// sigmoid factor_i * sigma(z) (its positives -factor_i * sigma(-z)), and `positive` (rows) on the diagonal's positives.
 struct Weights {
   const double* row_shift;
   const double* row_factor;

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastclip import objectives
 from fastclip.objectives import Coefficients, Objective, Sums
 
 #: F.normalize's lower bound for a norm: a zero vector stays zero, with a finite gradient.
@@ -40,6 +41,11 @@ class Packed:
 
     def __len__(self) -> int:
         return self.data.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Return D, with whatever padding the backend's products have."""
+        return self.data.shape[1]
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,37 @@ class Backend(ABC):
         ``products``: memory (rows, columns) in which to leave the block's products, or None.
         """
 
+    def weigh(
+        self,
+        problem: Problem,
+        rows: Sums,
+        cols: Sums | None,
+        positive: Tensor | None,
+        row_grad: Tensor,
+        col_grad: Tensor | None,
+    ) -> Coefficients:
+        """Return what `coefficients` needs, from the whole statistics and the values' upstream gradients."""
+        return objectives.coefficients(
+            problem.objective,
+            rows,
+            cols,
+            positive,
+            row_grad,
+            col_grad,
+            problem.diagonal or 0,
+            len(problem.y),
+        )
+
+    def scratch(self, problem: Problem, rows: int, cols: int) -> Tensor:
+        """Return memory for the products or coefficients of one block of at most (rows, cols)."""
+        x = problem.x.data
+        return torch.empty(rows * cols, dtype=x.dtype, device=x.device)
+
+    def scratch_of(self, memory: Tensor, block: Block) -> Tensor:
+        """Return the part of `scratch` that is a block's ``out``; its last two dimensions are rows and columns."""
+        rows, cols = block.shape
+        return memory[: rows * cols].view(rows, cols)
+
     @abstractmethod
     def coefficients(
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
@@ -121,11 +158,24 @@ class Backend(ABC):
         """
 
     def add_product(self, total: Tensor, coefficients: Tensor, packed: Packed, part: slice) -> None:
-        """Add ``coefficients @ packed[part]`` to ``total`` in place: one of the two gradient products of a block."""
+        """Add ``coefficients @ packed[part]`` to ``total`` in place: one of the two gradient products of a block.
+
+        ``coefficients`` is a block's ``out``, or that with its last two dimensions transposed.
+        """
         total.addmm_(coefficients, packed.data[part])
 
-    def finish(self, total: Tensor, packed: Packed, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def finish(
+        self,
+        total: Tensor,
+        packed: Packed,
+        partner: Packed,
+        weights: Coefficients,
+        scale: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
         """Return the features' gradient from ``total = G y``: scaled and, where they were normalised, projected.
+
+        ``packed`` are the features, ``partner`` the others (the y of ``total``), ``weights`` what made G.
 
         With unit rows ``u = x r`` and ``t = scale * total``: ``dx = r (t - u <u, t>)``; below the norm's clamp, where
         F.normalize divides by a constant, ``dx = r t``.

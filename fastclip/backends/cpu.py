@@ -11,8 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastclip.backends.base import Backend, Block, Packed, Problem, compute_dtype
-from fastclip.objectives import Coefficients, Objective, Sums
+from fastclip.backends.base import Backend, Block, Problem
+from fastclip.objectives import Coefficients, Sums
 
 try:
     from fastclip import _C
@@ -95,8 +95,8 @@ def _product(problem: Problem, block: Block, out: Tensor | None) -> Tensor:
     return torch.mm(problem.x.data[block.rows], problem.y.data[block.cols].T, out=out)
 
 
-def _objective(problem: Problem) -> int:
-    return _C.Objective.sigmoid if problem.objective is Objective.SIGMOID else _C.Objective.softmax
+def _objective(problem: Problem) -> object:
+    return getattr(_C.Objective, problem.objective.value)
 
 
 def _tile(problem: Problem, block: Block, products: Tensor) -> object:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastclip.backends.base import Backend, Block, Problem, compute_dtype
-from fastclip.objectives import EMPTY_SHIFT, Coefficients, Objective, Sums
+from fastclip.objectives import EMPTY_SHIFT, Coefficients, Objective, Sums, softplus
 
 
 class ReferenceBackend(Backend):
@@ -36,10 +35,13 @@ class ReferenceBackend(Backend):
         self, problem: Problem, block: Block, rows: Sums, cols: Sums | None, products: Tensor | None
     ) -> None:
         z = _logits(problem, _similarities(problem, block))
-        positive, excluded = _roles(problem, block)
-        z = z.masked_fill(positive | excluded, -torch.inf)
+        positive, shared = _roles(problem, block)
+        if problem.objective is Objective.MULTI_SIGMOID:
+            rows.sum += softplus(torch.where(shared, -z, z)).sum(dim=1)
+            return
+        z = z.masked_fill(positive | shared, -torch.inf)
         if problem.objective is Objective.SIGMOID:
-            rows.sum += F.softplus(z, threshold=50).sum(dim=1)
+            rows.sum += softplus(z).sum(dim=1)
             return
         for sums, dim in ((rows, 1), (cols, 0)):
             if sums is not None:
@@ -51,14 +53,16 @@ class ReferenceBackend(Backend):
     ) -> tuple[Tensor | float, Tensor | float]:
         s = _similarities(problem, block)
         z = _logits(problem, s)
-        positive, excluded = _roles(problem, block)
+        positive, shared = _roles(problem, block)
         factor, shift = weights.row_factor[block.rows, None], weights.row_shift[block.rows, None]
-        if problem.objective is Objective.SIGMOID:
-            g = factor * torch.sigmoid(z)
+        if problem.objective is Objective.MULTI_SIGMOID:
+            g = factor * torch.where(shared, -torch.sigmoid(-z), torch.sigmoid(z))
+        elif problem.objective is Objective.SIGMOID:
+            g = (factor * torch.sigmoid(z)).masked_fill(shared, 0)
         else:
             g = factor * torch.exp(z - shift)
             g += weights.col_factor[block.cols] * torch.exp(z - weights.col_shift[block.cols])
-        g = g.masked_fill(excluded, 0)
+            g = g.masked_fill(shared, 0)
         if weights.positive is not None:
             g = torch.where(positive, weights.positive[block.rows, None], g)
         out.copy_(g)
@@ -75,14 +79,14 @@ def _logits(problem: Problem, similarities: Tensor) -> Tensor:
 
 
 def _roles(problem: Problem, block: Block) -> tuple[Tensor, Tensor]:
-    """Return two masks of a block: the positives, and the other pairs that are no negatives (equal labels)."""
+    """Return two masks of a block: the diagonal's positives, and the other pairs that share a label."""
     device = problem.x.data.device
     row = torch.arange(block.rows.start, block.rows.stop, device=device)[:, None]
     col = torch.arange(block.cols.start, block.cols.stop, device=device)
     positive = torch.zeros(block.shape, dtype=torch.bool, device=device)
     if problem.diagonal is not None:
         positive = col == row + problem.diagonal
-    excluded = torch.zeros_like(positive)
+    shared = torch.zeros_like(positive)
     if problem.row_labels is not None and problem.col_labels is not None:
-        excluded = problem.row_labels[block.rows, None] == problem.col_labels[block.cols]
-    return positive, excluded & ~positive
+        shared = problem.row_labels[block.rows, None] == problem.col_labels[block.cols]
+    return positive, shared & ~positive
