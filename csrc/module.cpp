@@ -61,6 +61,18 @@ py::tuple coefficients(Objective objective, const AnyTile& tile, const Weights& 
   return py::make_tuple(totals.coefficient_product, totals.coefficient);
 }
 
+template <class T>
+void count_as(const AnyTile& tile, Address row, Address col, Address row_count, Address col_count, int threads) {
+  const fastclip::Bars<T> bars{pointer<const T>(row), pointer<const T>(col), pointer<std::int64_t>(row_count),
+                               pointer<std::int64_t>(col_count)};
+  fastclip::kernels<T>().count(tile.as<T>(), bars, threads);
+}
+
+void count(const AnyTile& tile, Address row, Address col, Address row_count, Address col_count, int threads) {
+  py::gil_scoped_release unlocked;
+  (tile.wide ? count_as<double> : count_as<float>)(tile, row, col, row_count, col_count, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -99,6 +111,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("coefficients", &coefficients, py::arg("objective"), py::arg("tile"), py::arg("weights"), py::arg("out"),
         py::arg("out_stride"), py::arg("threads"),
         "Write G = dL/dz of a tile to `out` and return (sum of G * products, sum of G).");
+  m.def("count", &count, py::arg("tile"), py::arg("row_bar"), py::arg("col_bar"), py::arg("row_count"),
+        py::arg("col_count"), py::arg("threads"),
+        "Add to the counts (int64) of rows and columns the entries of a tile that are not below their bars.");
   m.def("isa", &fastclip::isa, "The instruction set in use: baseline, avx2 or avx512.");
 #ifdef _OPENMP
   m.attr("openmp") = true;

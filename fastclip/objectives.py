@@ -76,7 +76,8 @@ class Sums:
 
     def margin(self, z: Tensor) -> Tensor:
         """Return ``rho - z``, subtracting the shift first: equal shifts leave the small difference exact."""
-        return (self.shift - z) + torch.log(self.sum)
+        # The last term: a positive at infinity is not a perfect fit but NaN, as it is in any other formula.
+        return (self.shift - z) + torch.log(self.sum) + 0 * z
 
 
 @dataclass
@@ -128,7 +129,7 @@ def coefficients(
         n: number of columns N.
     """
     m = row_grad.numel()
-    # Columns without a gradient: a shift above every logit, so that their exponentials are 0 and never 0 times infinity.
+    # Without a gradient: a shift above every logit, so that exponentials are 0 there and never 0 times infinity.
     no_shift, no_factor = row_grad.new_full((n,), -EMPTY_SHIFT), row_grad.new_zeros(n)
     if objective is not Objective.SOFTMAX:
         on_positive = None if positive is None else -row_grad * torch.sigmoid(-positive)

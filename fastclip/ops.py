@@ -245,7 +245,8 @@ def _differentiate(ctx, row_grad, col_grad, *_) -> tuple[Tensor | None, ...]:  #
     )
 
 
-def _refuse_double_backward(ctx, *_) -> None:  # type: ignore[no-untyped-def]
+def refuse_double_backward(ctx, *_) -> None:  # type: ignore[no-untyped-def]
+    """Raise: what the derivative of a backward op is."""
     raise RuntimeError(
         "fastclip's losses can be differentiated once: their backward pass is a kernel without a derivative. "
         "For second derivatives (gradient penalties, create_graph=True) compute the loss in plain torch"
@@ -253,7 +254,7 @@ def _refuse_double_backward(ctx, *_) -> None:  # type: ignore[no-untyped-def]
 
 
 torch.library.register_autograd("fastclip::contrastive", _differentiate, setup_context=_setup_context)
-torch.library.register_autograd("fastclip::contrastive_backward", _refuse_double_backward)
+torch.library.register_autograd("fastclip::contrastive_backward", refuse_double_backward)
 
 
 def _pair(row_labels: Tensor | None, col_labels: Tensor | None) -> tuple[Tensor, Tensor] | None:

@@ -313,6 +313,31 @@ Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, st
   return sum;
 }
 
+// Add to every row's and column's count the entries that are not below its bar.
+template <class T>
+void count(const Tile<T>& tile, const Bars<T>& bars, int threads) {
+  const std::int64_t panels = panel_count(tile);
+  std::vector<std::int32_t> partials(panels * tile.cols, 0);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    const std::int64_t row = panel * kRows, end = std::min(row + kRows, tile.rows);
+    std::int32_t* by_col = partials.data() + panel * tile.cols;
+    for (std::int64_t i = row; i < end; ++i) {
+      const T* p = tile.products + i * tile.stride;
+      const T bar = bars.row[i];
+      std::int32_t by_row = 0;
+#pragma omp simd reduction(+ : by_row)
+      for (std::int64_t j = 0; j < tile.cols; ++j) {
+        by_row += p[j] < bar ? 0 : 1;
+        by_col[j] += p[j] < bars.col[j] ? 0 : 1;
+      }
+      bars.row_count[i] += by_row;
+    }
+  }
+  for (std::int64_t panel = 0; panel < panels; ++panel)
+    for (std::int64_t j = 0; j < tile.cols; ++j) bars.col_count[j] += partials[panel * tile.cols + j];
+}
+
 // From run-time options to the compile-time ones.
 template <class T, Shared kShared>
 void statistics_of(Objective objective, const Tile<T>& tile, Sums rows, Sums cols, int threads) {
@@ -356,7 +381,7 @@ Totals coefficients(Objective objective, const Tile<T>& tile, const Weights& wei
 
 template <class T>
 Kernels<T> make_kernels() {
-  return {statistics<T>, coefficients<T>};
+  return {statistics<T>, coefficients<T>, count<T>};
 }
 template Kernels<float> make_kernels<float>();
 template Kernels<double> make_kernels<double>();

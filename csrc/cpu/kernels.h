@@ -49,11 +49,21 @@ struct Totals {
   double coefficient;
 };
 
+// Bars that entries of a tile are held against, and how many reach theirs: what ranks are made of.
+template <class T>
+struct Bars {
+  const T* row;  // (rows)
+  const T* col;  // (cols)
+  std::int64_t* row_count;
+  std::int64_t* col_count;
+};
+
 // One instruction set's implementation; see dispatch.cpp. `threads` only decides who computes a panel, never the result.
 template <class T>
 struct Kernels {
   void (*statistics)(Objective, const Tile<T>&, Sums rows, Sums cols, int threads);
   Totals (*coefficients)(Objective, const Tile<T>&, const Weights&, T* out, std::int64_t out_stride, int threads);
+  void (*count)(const Tile<T>&, const Bars<T>&, int threads);  // NaN reaches every bar
 };
 
 const char* isa();  // "baseline", "avx2" or "avx512": the best one this processor runs, or what FASTCLIP_ISA asks for

@@ -72,6 +72,8 @@ class Backend(ABC):
     name: str
     #: Whether `statistics` can leave a block's products behind for `coefficients` (the driver's workspace).
     keeps_products: bool = False
+    #: Whether `coefficients` writes G itself, in the compute dtype, rather than in a layout or unit of its own.
+    plain_coefficients: bool = True
 
     @abstractmethod
     def unavailable_reason(self) -> str | None:
@@ -103,6 +105,17 @@ class Backend(ABC):
     def pack_labels(self, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         """Bring int64 labels (M,) and (N,) into the form that kernels compare."""
         return rows.contiguous(), cols.contiguous()
+
+    def similarities(self, x: Packed, y: Packed, block: Block, out: Tensor | None = None) -> Tensor:
+        """Return a block of the unscaled similarities S themselves: for those who want more than a loss."""
+        return torch.mm(x.data[block.rows], y.data[block.cols].T, out=out)
+
+    def count_ahead(
+        self, similarities: Tensor, row_bar: Tensor, col_bar: Tensor, row_count: Tensor, col_count: Tensor
+    ) -> None:
+        """Add to every row's and column's count (int64) the similarities that are not below its bar. NaN counts."""
+        row_count += (~(similarities < row_bar[:, None])).sum(dim=1)
+        col_count += (~(similarities < col_bar)).sum(dim=0)
 
     @abstractmethod
     def positives(self, problem: Problem, dtype: torch.dtype) -> Tensor:

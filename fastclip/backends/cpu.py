@@ -46,6 +46,12 @@ class CpuBackend(Backend):
         ids = torch.unique(torch.cat([rows, cols]), return_inverse=True)[1].int()
         return ids[: len(rows)].contiguous(), ids[len(rows) :].contiguous()
 
+    def count_ahead(
+        self, similarities: Tensor, row_bar: Tensor, col_bar: Tensor, row_count: Tensor, col_count: Tensor
+    ) -> None:
+        bars = (row_bar, col_bar, row_count, col_count)
+        _C.count(_tile(similarities), *(bar.data_ptr() for bar in bars), torch.get_num_threads())
+
     def positives(self, problem: Problem, dtype: torch.dtype) -> Tensor:
         m, diagonal = len(problem.x), problem.diagonal or 0
         similarity = torch.empty(m, dtype=dtype)
@@ -59,11 +65,11 @@ class CpuBackend(Backend):
     def statistics(
         self, problem: Problem, block: Block, rows: Sums, cols: Sums | None, products: Tensor | None
     ) -> None:
-        products = _product(problem, block, products)
+        products = self.similarities(problem.x, problem.y, block, products)
         side = _C.Sums(0, 0) if cols is None else _C.Sums(cols.shift.data_ptr(), cols.sum.data_ptr())
         _C.statistics(
             _objective(problem),
-            _tile(problem, block, products),
+            _problem_tile(problem, block, products),
             _C.Sums(rows.shift.data_ptr(), rows.sum.data_ptr()),
             side,
             torch.get_num_threads(),
@@ -73,11 +79,11 @@ class CpuBackend(Backend):
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
     ) -> tuple[Tensor | float, Tensor | float]:
         if products is None:
-            products = _product(problem, block, out)  # the epilogue may overwrite its own tile
+            products = self.similarities(problem.x, problem.y, block, out)  # an epilogue may overwrite its own tile
         positive = weights.positive
         return _C.coefficients(
             _objective(problem),
-            _tile(problem, block, products),
+            _problem_tile(problem, block, products),
             _C.Weights(
                 row_shift=weights.row_shift[block.rows].data_ptr(),
                 row_factor=weights.row_factor[block.rows].data_ptr(),
@@ -91,15 +97,11 @@ class CpuBackend(Backend):
         )
 
 
-def _product(problem: Problem, block: Block, out: Tensor | None) -> Tensor:
-    return torch.mm(problem.x.data[block.rows], problem.y.data[block.cols].T, out=out)
-
-
 def _objective(problem: Problem) -> object:
     return getattr(_C.Objective, problem.objective.value)
 
 
-def _tile(problem: Problem, block: Block, products: Tensor) -> object:
+def _problem_tile(problem: Problem, block: Block, products: Tensor) -> object:
     rows, cols = block.shape
     # Outside every tile where rows have no positive.
     diagonal = -rows - 1 if problem.diagonal is None else problem.diagonal + block.rows.start - block.cols.start
@@ -107,15 +109,33 @@ def _tile(problem: Problem, block: Block, products: Tensor) -> object:
         0 if ids is None else ids[part].data_ptr()
         for ids, part in ((problem.row_labels, block.rows), (problem.col_labels, block.cols))
     ]
-    return _C.Tile(
-        products=products.data_ptr(),
-        stride=products.stride(0),
-        rows=rows,
-        cols=cols,
+    return _tile(
+        products,
         diagonal=diagonal,
         row_labels=labels[0],
         col_labels=labels[1],
         scale=float(problem.scale),
         bias=0.0 if problem.bias is None else float(problem.bias),
+    )
+
+
+def _tile(
+    products: Tensor,
+    diagonal: int = 0,
+    row_labels: int = 0,
+    col_labels: int = 0,
+    scale: float = 1.0,
+    bias: float = 0.0,
+) -> object:
+    return _C.Tile(
+        products=products.data_ptr(),
+        stride=products.stride(0),
+        rows=products.shape[0],
+        cols=products.shape[1],
+        diagonal=diagonal,
+        row_labels=row_labels,
+        col_labels=col_labels,
+        scale=scale,
+        bias=bias,
         wide=products.dtype == torch.float64,
     )

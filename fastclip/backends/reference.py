@@ -34,7 +34,7 @@ class ReferenceBackend(Backend):
     def statistics(
         self, problem: Problem, block: Block, rows: Sums, cols: Sums | None, products: Tensor | None
     ) -> None:
-        z = _logits(problem, _similarities(problem, block))
+        z = _logits(problem, self.similarities(problem.x, problem.y, block))
         positive, shared = _roles(problem, block)
         if problem.objective is Objective.MULTI_SIGMOID:
             rows.sum += softplus(torch.where(shared, -z, z)).sum(dim=1)
@@ -51,7 +51,7 @@ class ReferenceBackend(Backend):
     def coefficients(
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
     ) -> tuple[Tensor | float, Tensor | float]:
-        s = _similarities(problem, block)
+        s = self.similarities(problem.x, problem.y, block)
         z = _logits(problem, s)
         positive, shared = _roles(problem, block)
         factor, shift = weights.row_factor[block.rows, None], weights.row_shift[block.rows, None]
@@ -67,10 +67,6 @@ class ReferenceBackend(Backend):
             g = torch.where(positive, weights.positive[block.rows, None], g)
         out.copy_(g)
         return (g * s).sum(), g.sum()
-
-
-def _similarities(problem: Problem, block: Block) -> Tensor:
-    return problem.x.data[block.rows] @ problem.y.data[block.cols].T
 
 
 def _logits(problem: Problem, similarities: Tensor) -> Tensor:
