@@ -89,9 +89,8 @@ PYBIND11_MODULE(_C, m) {
                        bool wide) {
              return AnyTile{products, stride, rows, cols, diagonal, row_labels, col_labels, scale, bias, wide};
            }),
-           py::kw_only(), py::arg("products"), py::arg("stride"), py::arg("rows"), py::arg("cols"),
-           py::arg("diagonal"), py::arg("row_labels"), py::arg("col_labels"), py::arg("scale"), py::arg("bias"),
-           py::arg("wide"));
+           py::kw_only(), py::arg("products"), py::arg("stride"), py::arg("rows"), py::arg("cols"), py::arg("diagonal"),
+           py::arg("row_labels"), py::arg("col_labels"), py::arg("scale"), py::arg("bias"), py::arg("wide"));
 
   py::class_<Sums>(m, "Sums", "Addresses of running (shift, sum) pairs, double; 0 where a side is not wanted.")
       .def(py::init([](Address shift, Address sum) { return Sums{pointer<double>(shift), pointer<double>(sum)}; }),

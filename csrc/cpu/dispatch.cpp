@@ -8,10 +8,10 @@
 
 namespace fastclip {
 
-#define FASTCLIP_DECLARE(ISA)  \
-  namespace ISA {              \
-  template <class T>           \
-  Kernels<T> make_kernels();   \
+#define FASTCLIP_DECLARE(ISA) \
+  namespace ISA {             \
+  template <class T>          \
+  Kernels<T> make_kernels();  \
   }
 FASTCLIP_DECLARE(baseline)
 #ifdef FASTCLIP_X86

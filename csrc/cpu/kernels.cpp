@@ -20,6 +20,9 @@ constexpr std::int64_t kCols = 1024;
 constexpr double kExcluded = -1e30;
 // Width of the band of logits (nats) in which one shift serves rows and columns alike: e^-80 is a normal float.
 constexpr double kBand = 80.0;
+// A factor above it, brought to a cell's one shift, might overflow (an upstream gradient of 1e8 on a row at the lower
+// end of the band): two shifts then.
+constexpr double kLargestFactor = 1e30;
 
 // The smallest and largest negative of a cell, in nats.
 template <class T>
@@ -204,9 +207,8 @@ void sigmoid_statistics(const Tile<T>& tile, Sums rows, int threads) {
 
 // Softmax coefficients of one row of a cell: e (row + col_j) where one exponential serves both sides.
 template <class T>
-void coefficients_one_shift(const T* z, const T* p, T shift, double row_shift, double row_factor, const T* col_factor,
-                            std::int64_t cols, T* out, T& product, T& total) {
-  const T row = static_cast<T>(row_factor * std::exp(static_cast<double>(shift) - row_shift));
+void coefficients_one_shift(const T* z, const T* p, T shift, T row, const T* col_factor, std::int64_t cols, T* out,
+                            T& product, T& total) {
   T sum_product = 0, sum = 0;
 #pragma omp simd reduction(+ : sum_product, sum)
   for (std::int64_t j = 0; j < cols; ++j) {
@@ -264,13 +266,17 @@ Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, st
       for (std::int64_t col = 0; col < tile.cols; col += kCols) {
         const std::int64_t n = std::min(kCols, tile.cols - col);
         const Range<T> range = load_cell<T, kShared>(tile, row, m, col, n, z.data());
-        if constexpr (kSoftmax) {
-          if (range.narrow()) {
-#pragma omp simd
-            for (std::int64_t j = 0; j < n; ++j)
-              factor[j] = exponential(static_cast<T>(range.high - weights.col_shift[col + j])) *
-                          static_cast<T>(weights.col_factor[col + j]);
+        bool one_shift = kSoftmax && range.narrow();
+        if (one_shift) {
+          T largest = 0;
+#pragma omp simd reduction(max : largest)
+          for (std::int64_t j = 0; j < n; ++j) {
+            factor[j] = exponential(static_cast<T>(range.high - weights.col_shift[col + j])) *
+                        static_cast<T>(weights.col_factor[col + j]);
+            const T magnitude = factor[j] < T(0) ? -factor[j] : factor[j];
+            largest = magnitude > largest ? magnitude : largest;
           }
+          one_shift = largest <= T(kLargestFactor);
         }
         for (std::int64_t i = 0; i < m; ++i) {
           const std::int64_t r = row + i, positive = r + tile.diagonal - col;
@@ -281,14 +287,16 @@ Totals tile_coefficients(const Tile<T>& tile, const Weights& weights, T* out, st
           // `out` may be the tile itself, so the positive's product is read before it is overwritten.
           const double positive_product = has_positive ? static_cast<double>(p[positive]) : 0.0;
           T product = 0, total = 0;
+          double row_factor = 0;  // at the cell's shift
+          if (one_shift) row_factor = weights.row_factor[r] * std::exp(range.high - weights.row_shift[r]);
           if constexpr (!kSoftmax) {
             constexpr bool labelled = kShared == Shared::Positive;
             coefficients_sigmoid<T, kShared>(logits, p, static_cast<T>(weights.row_factor[r]),
                                              labelled ? tile.row_labels[r] : 0,
                                              labelled ? tile.col_labels + col : nullptr, n, g, product, total);
-          } else if (range.narrow()) {
-            coefficients_one_shift(logits, p, range.high, weights.row_shift[r], weights.row_factor[r], factor.data(), n,
-                                   g, product, total);
+          } else if (one_shift && std::abs(row_factor) <= kLargestFactor) {
+            coefficients_one_shift(logits, p, range.high, static_cast<T>(row_factor), factor.data(), n, g, product,
+                                   total);
           } else {
             coefficients_two_shifts(logits, p, static_cast<T>(weights.row_shift[r]),
                                     static_cast<T>(weights.row_factor[r]), weights.col_shift + col,
@@ -356,9 +364,12 @@ Shared shared_role(Objective objective, bool labels) {
 template <class T>
 void statistics(Objective objective, const Tile<T>& tile, Sums rows, Sums cols, int threads) {
   switch (shared_role(objective, tile.row_labels)) {
-    case Shared::Ignored: return statistics_of<T, Shared::Ignored>(objective, tile, rows, cols, threads);
-    case Shared::Excluded: return statistics_of<T, Shared::Excluded>(objective, tile, rows, cols, threads);
-    case Shared::Positive: return statistics_of<T, Shared::Positive>(objective, tile, rows, cols, threads);
+    case Shared::Ignored:
+      return statistics_of<T, Shared::Ignored>(objective, tile, rows, cols, threads);
+    case Shared::Excluded:
+      return statistics_of<T, Shared::Excluded>(objective, tile, rows, cols, threads);
+    case Shared::Positive:
+      return statistics_of<T, Shared::Positive>(objective, tile, rows, cols, threads);
   }
 }
 
@@ -367,11 +378,13 @@ Totals coefficients(Objective objective, const Tile<T>& tile, const Weights& wei
                     int threads) {
   const bool softmax = objective == Objective::Softmax;
   switch (shared_role(objective, tile.row_labels)) {
-    case Shared::Positive: return tile_coefficients<T, false, Shared::Positive>(tile, weights, out, stride, threads);
+    case Shared::Positive:
+      return tile_coefficients<T, false, Shared::Positive>(tile, weights, out, stride, threads);
     case Shared::Excluded:
       return softmax ? tile_coefficients<T, true, Shared::Excluded>(tile, weights, out, stride, threads)
                      : tile_coefficients<T, false, Shared::Excluded>(tile, weights, out, stride, threads);
-    case Shared::Ignored: break;
+    case Shared::Ignored:
+      break;
   }
   return softmax ? tile_coefficients<T, true, Shared::Ignored>(tile, weights, out, stride, threads)
                  : tile_coefficients<T, false, Shared::Ignored>(tile, weights, out, stride, threads);

@@ -26,8 +26,8 @@ struct Tile {
   double bias;
 };
 
-// Running sums of one side (rows or columns). Softmax: sum of exp(z - shift). Sigmoid: sum of softplus(z), shift unused.
-// Null pointers where the side is not wanted.
+// Running sums of one side (rows or columns). Softmax: sum of exp(z - shift). Sigmoid: sum of softplus(z), shift
+// unused. Null pointers where the side is not wanted.
 struct Sums {
   double* shift;
   double* sum;
@@ -58,7 +58,8 @@ struct Bars {
   std::int64_t* col_count;
 };
 
-// One instruction set's implementation; see dispatch.cpp. `threads` only decides who computes a panel, never the result.
+// One instruction set's implementation; see dispatch.cpp. `threads` only decides who computes a panel, never the
+// result.
 template <class T>
 struct Kernels {
   void (*statistics)(Objective, const Tile<T>&, Sums rows, Sums cols, int threads);

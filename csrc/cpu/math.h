@@ -21,7 +21,7 @@ inline float exponential(float x) {
   constexpr float lowest = -87.3f, highest = 88.f;
   constexpr float log2e = 1.44269504088896341f;
   constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // Cody and Waite: n * ln2_high is exact
-  constexpr float to_integer = 12582912.f;                            // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float to_integer = 12582912.f;                             // 1.5 * 2^23: adding it rounds to an integer
   float clamped = x > highest ? highest : x;
   clamped = clamped < lowest ? lowest : clamped;
   const float n = (clamped * log2e + to_integer) - to_integer;
