@@ -1,0 +1,1 @@
+"""Measurements of fastclip: ``python -m benchmarks`` and ``pytest benchmarks/`` read the same cases."""

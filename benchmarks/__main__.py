@@ -1,0 +1,36 @@
+"""Run a benchmark: ``python -m benchmarks [COMMAND] [options]``; without a command, ``loss``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+#: Command -> (its module, which has `main(arguments) -> exit status`; what it does).
+COMMANDS = {
+    "loss": ("benchmarks.loss", "time and memory of the losses against plain torch and the matmul floor"),
+    "accuracy": ("benchmarks.accuracy", "errors of losses and gradients against float64"),
+    "peers": ("benchmarks.peers", "the same inputs through fastclip and the other published losses"),
+    "gpu": ("benchmarks.gpu", "check and time everything on this machine's GPU"),
+    "tune": ("benchmarks.tune", "choose the Triton kernels' tiles for this GPU"),
+    "chart": ("benchmarks.chart", "draw the charts of a result file anew"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Dispatch to a command and return its exit status."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"{__doc__}\n")
+        print("\n".join(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()))
+        print("\nEach command has options of its own: python -m benchmarks COMMAND --help")
+        return 0
+    command, rest = "loss", arguments
+    if arguments and not arguments[0].startswith("-"):
+        command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"no benchmark is called {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return import_module(COMMANDS[command][0]).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
