@@ -4,9 +4,10 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-all sanitize bench gpu lint format clean
+.PHONY: help demo test test-slow test-all openclip sanitize bench gpu lint format clean
 
 VENV := .venv
+OPENCLIP := .venv-openclip
 PYTHON :=
 ARGS :=
 RUN := $(VENV)/bin/python -m
@@ -21,10 +22,12 @@ demo: $(VENV)/.installed-demo  ## train a CLIP on emoji art, about five minutes 
 test: $(VENV)/.installed-test  ## run the quick tests
 	$(RUN) pytest -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.installed-test  ## run the slow tests
+test-slow: $(VENV)/.installed-test $(OPENCLIP)/.installed  ## run the slow tests
 	$(RUN) pytest -m slow $(ARGS)
 
 test-all: test test-slow sanitize  ## run all tests
+
+openclip: $(OPENCLIP)/.installed  ## prepare an environment with open_clip, for the slow tests that compare with it
 
 sanitize: $(VENV)/.installed-test  ## run the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(VENV))/bin/ninja" \
@@ -35,7 +38,7 @@ sanitize: $(VENV)/.installed-test  ## run the C++ kernels under AddressSanitizer
 	build/sanitize/kernels_test  # the best instruction set of this processor
 
 bench: $(VENV)/.installed-bench  ## time the backends against plain torch: a table, then pytest-benchmark
-	$(RUN) benchmarks $(ARGS)
+	$(RUN) benchmarks --quick $(ARGS)
 	$(RUN) pytest benchmarks
 
 gpu: $(VENV)/.installed-test,bench  ## check and time the kernels on this machine's GPU; results as JSON
@@ -60,6 +63,10 @@ clean:  ## remove build products and caches; .venv's packages and runs/ stay
 # A PYTHON given by hand is looked at every time: .venv may have been made with another.
 $(VENV)/.installed-%: pyproject.toml setup.py CMakeLists.txt constraints.txt tools/setup.sh $(SOURCES) $(if $(PYTHON),FORCE)
 	@PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV) $*
+	@touch $@
+
+$(OPENCLIP)/.installed: $(VENV)/.installed-test tools/openclip.sh
+	@bash tools/openclip.sh $(VENV) $(OPENCLIP)
 	@touch $@
 
 .PHONY: FORCE

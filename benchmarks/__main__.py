@@ -10,6 +10,13 @@ COMMANDS = {
     "loss": ("benchmarks.loss", "time and memory of the losses against plain torch and the matmul floor"),
     "accuracy": ("benchmarks.accuracy", "errors of losses and gradients against float64"),
     "peers": ("benchmarks.peers", "the same inputs through fastclip and the other published losses"),
+    "dropins": (
+        "benchmarks.dropins",
+        "each drop-in beside the loss of open_clip, transformers, … that it replaces",
+    ),
+    "sharded": ("benchmarks.sharded", "losses over 1, 2 and 4 ranks of this machine: time, and bytes on the wire"),
+    "scaling": ("benchmarks.scaling", "simulate a loss over 8 to 4,096 ranks: which mode to use, and its memory"),
+    "largebatch": ("benchmarks.largebatch", "memory of a step of the demo's encoders, with and without micro-batches"),
     "gpu": ("benchmarks.gpu", "check and time everything on this machine's GPU"),
     "tune": ("benchmarks.tune", "choose the Triton kernels' tiles for this GPU"),
     "chart": ("benchmarks.chart", "draw the charts of a result file anew"),

@@ -59,7 +59,7 @@ class Contender:
             Unavailable: it cannot run this case here.
         """
         needed = self.matrices * case.n**2 * case.dtype.itemsize
-        if case.device == "cpu" and needed > 0.8 * _available_memory():
+        if case.device == "cpu" and needed > 0.8 * available_memory():
             raise Unavailable(f"needs about {needed / 2**30:.0f} GiB of memory")
         return self.prepare(case)
 
@@ -136,7 +136,7 @@ def _linear_cross_entropy(case: Case) -> Loss:
 
 
 def _open_clip(case: Case) -> Loss:
-    losses = _load_open_clip_losses()
+    losses = open_clip_losses()
     return losses.ClipLoss() if case.objective == "softmax" else losses.SigLipLoss()
 
 
@@ -199,8 +199,12 @@ def _peer(module: str, distribution: str | None = None) -> Any:
         raise Unavailable(f"cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _load_open_clip_losses() -> ModuleType:
-    # open_clip's losses need torch alone, but its package imports torchvision and timm: load that one file.
+def open_clip_losses() -> ModuleType:
+    """Load the module of open_clip's losses: it needs torch alone, the rest of the package torchvision and timm.
+
+    Raises:
+        Unavailable: the package is not installed, or is another version.
+    """
     package = importlib.util.find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
         raise Unavailable("not installed: pip install --no-deps open_clip_torch")
@@ -216,7 +220,8 @@ def _load_open_clip_losses() -> ModuleType:
     return module
 
 
-def _available_memory() -> float:
+def available_memory() -> float:
+    """Return the bytes of memory that the system could still give, or infinity where it does not say."""
     try:
         found = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
     except OSError:

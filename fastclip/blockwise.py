@@ -62,7 +62,9 @@ def pose(
     return Problem(packed_x, packed_y, scale, bias, objective, diagonal, row_labels, col_labels)
 
 
-def statistics(backend: Backend, problem: Problem, dtype: torch.dtype, *, columns: bool, keep: int) -> Statistics:
+def statistics(
+    backend: Backend, problem: Problem, dtype: torch.dtype, *, columns: bool, keep: int
+) -> Statistics:
     """Run the forward pass.
 
     Args:
@@ -75,8 +77,9 @@ def statistics(backend: Backend, problem: Problem, dtype: torch.dtype, *, column
     rows = Sums.empty(m, sums_dtype, device)
     cols = Sums.empty(n, sums_dtype, device) if columns else None
     kept = _Kept(torch.empty(keep, dtype=compute_dtype(dtype), device=device))
-    scratch = _scratch(backend, problem) if backend.keeps_products else None
-    for block in blocks(backend, m, n):
+    shape = backend.statistics_shape(problem)
+    scratch = _scratch(backend, problem, shape) if backend.keeps_products else None
+    for block in _cover(m, n, shape):
         products = kept.next(block) if keep else None
         if products is None and scratch is not None:
             products = backend.scratch_of(scratch, block)
@@ -86,9 +89,14 @@ def statistics(backend: Backend, problem: Problem, dtype: torch.dtype, *, column
     return Statistics(rows, cols, positive, kept.memory)
 
 
-def values(problem: Problem, statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+def values(
+    problem: Problem, statistics: Statistics, backend: Backend | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Return the rows' values (M,) and the columns' (N,), nats; 0 for a column without a positive."""
     positive, cols = statistics.positive, statistics.cols
+    own_way = None if backend is None else backend.values(problem, statistics.rows, cols, positive)
+    if own_way is not None:
+        return own_way
     row = objectives.values(problem.objective, statistics.rows, positive)
     if cols is None:
         return row, None
@@ -118,46 +126,50 @@ def gradients(
         statistics.rows,
         statistics.cols,
         statistics.positive,
-        row_grad.to(backend.sums_dtype(dtype)),
-        None if col_grad is None else col_grad.to(backend.sums_dtype(dtype)),
+        row_grad.contiguous(),  # a sum's gradient is one number, expanded
+        None if col_grad is None else col_grad.contiguous(),
     )
-    width = problem.x.width
     wide = {"dtype": compute_dtype(dtype), "device": device}
-    dx = torch.zeros(m, width, **wide) if need_x else None
-    dy = torch.zeros(n, width, **wide) if need_y else None
-    totals = torch.zeros(2, dtype=backend.sums_dtype(dtype), device=device)
+    dx = torch.empty(m, problem.x.width, **wide) if need_x else None
+    dy = torch.empty(n, problem.y.width, **wide) if need_y else None
+    parts = []
     kept = _Kept(statistics.products)
-    scratch = _scratch(backend, problem)
-    for block in blocks(backend, m, n):
+    shape = backend.coefficients_shape(problem)
+    scratch = _scratch(backend, problem, shape)
+    for block in _cover(m, n, shape):
         products = kept.next(block) if kept.memory.numel() else None
         g = backend.scratch_of(scratch, block)
-        for total, part in zip(totals, backend.coefficients(problem, block, weights, products, g), strict=True):
-            total += part
+        parts.append(backend.coefficients(problem, block, weights, products, g))
         if dx is not None:
-            backend.add_product(dx[block.rows], g, problem.y, block.cols)
+            backend.add_product(dx[block.rows], g, problem.y, block.cols, fresh=block.cols.start == 0)
         if dy is not None:
-            backend.add_product(dy[block.cols], g.mT, problem.x, block.rows)
+            backend.add_product(dy[block.cols], g.mT, problem.x, block.rows, fresh=block.rows.start == 0)
+    totals = backend.totals(problem, weights, parts)
+    scale, bias = (torch.as_tensor(t, dtype=problem.scale.dtype, device=device) for t in totals)
     return Gradients(
         x=None if dx is None else backend.finish(dx, problem.x, problem.y, weights, problem.scale, dtype),
         y=None if dy is None else backend.finish(dy, problem.y, problem.x, weights, problem.scale, dtype),
-        scale=totals[0].to(problem.scale.dtype),
-        bias=totals[1].to(problem.scale.dtype),
+        scale=scale,
+        bias=bias,
     )
 
 
 def blocks(backend: Backend, m: int, n: int) -> Iterator[Block]:
     """Cover an (m, n) matrix, row of blocks by row of blocks, always in the same order."""
-    height, width = backend.block_shape(m, n)
+    return _cover(m, n, backend.block_shape(m, n))
+
+
+def _cover(m: int, n: int, shape: tuple[int, int]) -> Iterator[Block]:
+    height, width = shape
     for row in range(0, m, height):
         for col in range(0, n, width):
             yield Block(slice(row, min(row + height, m)), slice(col, min(col + width, n)))
 
 
-def _scratch(backend: Backend, problem: Problem) -> Tensor:
+def _scratch(backend: Backend, problem: Problem, shape: tuple[int, int]) -> Tensor:
     """Return memory for one block at a time."""
-    m, n = len(problem.x), len(problem.y)
-    height, width = backend.block_shape(m, n)
-    return backend.scratch(problem, min(height, m), min(width, n))
+    height, width = shape
+    return backend.scratch(problem, min(height, len(problem.x)), min(width, len(problem.y)))
 
 
 class _Kept:

@@ -107,9 +107,9 @@ def _distill(
         if problem is student:
             row, col = blockwise.values(problem, statistics)
             loss += (row * row_weight).sum() + (col * col_weight).sum()  # type: ignore[operator]
-    wide = {"dtype": compute_dtype(dtype), "device": device}
-    dx = torch.zeros(m, student.x.data.shape[1], **wide) if need_grad else None
-    dy = torch.zeros(n, student.y.data.shape[1], **wide) if need_grad else None
+    wide = compute_dtype(dtype)
+    dx = torch.zeros(m, student.x.width, dtype=wide, device=device) if need_grad else None
+    dy = torch.zeros(n, student.y.width, dtype=wide, device=device) if need_grad else None
     dscale = torch.zeros((), dtype=sums_dtype, device=device)
     for block in blockwise.blocks(backend, m, n):
         similarities = backend.similarities(student.x, student.y, block)
@@ -125,8 +125,8 @@ def _distill(
             backend.add_product(dy[block.cols], g.mT, student.x, block.rows)
     if dx is not None and dy is not None:
         # Wide until the upstream gradient is known: times 1 / M, a loss scaler's float16 would underflow.
-        dx = backend.finish(dx, student.x, student.y, weights[0], student.scale, wide["dtype"])
-        dy = backend.finish(dy, student.y, student.x, weights[0], student.scale, wide["dtype"])
+        dx = backend.finish(dx, student.x, student.y, weights[0], student.scale, wide)
+        dy = backend.finish(dy, student.y, student.x, weights[0], student.scale, wide)
     return loss.to(compute_dtype(dtype)), dx, dy, dscale.to(student.scale.dtype)
 
 
@@ -143,11 +143,11 @@ def _distill_op(
     backend: str,
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
-    pose = lambda *features: blockwise.pose(runner, *features, None, None, Objective.SOFTMAX, normalize, None)  # noqa: E731
+    how = (None, None, Objective.SOFTMAX, normalize, None)
     with torch.autocast(x.device.type, enabled=False):
-        loss, dx, dy, dscale = _distill(
-            runner, pose(x, y, scale), pose(teacher_x, teacher_y, teacher_scale), x.dtype, need_grad
-        )
+        student = blockwise.pose(runner, x, y, scale, *how)
+        teacher = blockwise.pose(runner, teacher_x, teacher_y, teacher_scale, *how)
+        loss, dx, dy, dscale = _distill(runner, student, teacher, x.dtype, need_grad)
     none = loss.new_empty(0)
     return loss, none if dx is None else dx, none.clone() if dy is None else dy, dscale
 

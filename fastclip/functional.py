@@ -7,20 +7,23 @@ no kernel of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastclip import linear_terms, validation
-from fastclip.backends import compute_dtype, resolve_backend
+from fastclip import distributed, linear_terms, validation
+from fastclip.backends import compute_dtype, get_backend, resolve_backend
 from fastclip.objectives import Objective
 from fastclip.ops import contrastive
 from fastclip.validation import Labels
 
 #: MiB that may keep similarities between forward and backward pass, by device type.
 DEFAULT_WORKSPACE = {"cpu": 256.0, "cuda": 512.0}
+
+#: What `group` may be: a torch.distributed ProcessGroup or DeviceMesh.
+Group = Any
 
 IMAGE_TEXT = ("image_features", "text_features")
 QUERY_KEY = ("query_features", "key_features")
@@ -40,6 +43,8 @@ def clip_loss(
     label_smoothing: float = 0.0,
     workspace: float | None = None,
     backend: str = "auto",
+    group: Group | None = None,
+    mode: str = "gather",
 ) -> Tensor:
     """Compute CLIP's symmetric cross-entropy without the similarity matrix.
 
@@ -64,17 +69,25 @@ def clip_loss(
         workspace: MiB that may keep similarities between the passes, for speed; the result is the same. None: 256 on
             CPU, 512 on CUDA; 0 keeps none.
         backend: "auto", or one of `fastclip.available_backends()`.
+        group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks each hold a part of the batch: every image
+            is contrasted with all ranks' texts. Arguments describe this rank's part, `diagonal` its own pairs; parts
+            may differ in size and be empty. See fastclip/distributed/ for values and gradients.
+        mode: how texts get around: "gather" (less traffic) or "ring" (less memory).
 
     Returns:
-        0-d, or (M,) for reduction="none"; nats; float32 (float64 for float64 features).
+        0-d, or (M,) for reduction="none"; nats; float32 (float64 for float64 features). With a group: the mean or sum
+        over all ranks' pairs, the same on every rank.
 
     Raises:
         ValueError, TypeError: see fastclip/validation.py; each names the argument, what came and the remedy.
         RuntimeError: the backend asked for cannot run here.
+        ValueError, on every rank: the ranks of a group disagree on what they compute.
+        CollectiveError: a rank of the group died or stayed away.
     """
-    call = _Call.of(IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize)
-    call.resources(workspace, backend)
-    return _softmax_loss(call, (0.5, 0.5), reduction, diagonal, multi_positive, label_smoothing)
+    with distributed.together(group, mode) as ranks:
+        call = _Call.of(IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize, ranks)
+        call.resources(workspace, backend)
+        return _softmax_loss(call, (0.5, 0.5), reduction, diagonal, multi_positive, label_smoothing)
 
 
 def info_nce_loss(
@@ -92,6 +105,8 @@ def info_nce_loss(
     label_smoothing: float = 0.0,
     workspace: float | None = None,
     backend: str = "auto",
+    group: Group | None = None,
+    mode: str = "gather",
 ) -> Tensor:
     """Compute InfoNCE: each query must find its key among all keys, and the other way round if weighted so.
 
@@ -113,9 +128,10 @@ def info_nce_loss(
         raise ValueError("give exactly one of logit_scale and temperature (logit_scale = 1 / temperature)")
     if temperature is not None:
         logit_scale = 1 / temperature
-    call = _Call.of(QUERY_KEY, query_features, key_features, logit_scale, None, labels, normalize)
-    call.resources(workspace, backend)
-    return _softmax_loss(call, weights, reduction, diagonal, multi_positive, label_smoothing)
+    with distributed.together(group, mode) as ranks:
+        call = _Call.of(QUERY_KEY, query_features, key_features, logit_scale, None, labels, normalize, ranks)
+        call.resources(workspace, backend)
+        return _softmax_loss(call, weights, reduction, diagonal, multi_positive, label_smoothing)
 
 
 def siglip_loss(
@@ -131,6 +147,8 @@ def siglip_loss(
     multi_positive: bool = False,
     workspace: float | None = None,
     backend: str = "auto",
+    group: Group | None = None,
+    mode: str = "gather",
 ) -> Tensor:
     """Compute SigLIP's pairwise sigmoid loss without the similarity matrix.
 
@@ -141,16 +159,12 @@ def siglip_loss(
     Arguments, result and errors are those of `clip_loss`; with multi_positive every entry that shares a label is a
     positive, ``softplus(-z)``.
     """
-    call = _Call.of(IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize)
-    call.resources(workspace, backend)
-    validation.check_reduction(reduction)
-    if multi_positive:
-        validation.check_multi_positive(call.labels, diagonal)
-        row, _ = call.run(Objective.MULTI_SIGMOID, columns=False, diagonal=None)
-    else:
-        validation.check_diagonal(diagonal, *call.shape)
-        row, _ = call.run(Objective.SIGMOID, columns=False, diagonal=diagonal)
-    return _reduce(row, reduction)
+    with distributed.together(group, mode) as ranks:
+        call = _Call.of(
+            IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize, ranks
+        )
+        call.resources(workspace, backend)
+        return _sigmoid_loss(call, reduction, diagonal, multi_positive)
 
 
 @dataclass
@@ -163,6 +177,7 @@ class _Call:
     bias: Tensor | None
     labels: tuple[Tensor, Tensor] | None
     normalize: bool
+    ranks: distributed.Ranks | None
     backend: str = ""
     workspace: int = 0
 
@@ -176,8 +191,9 @@ class _Call:
         bias: Any,
         labels: Labels | None,
         normalize: bool,
+        ranks: distributed.Ranks | None,
     ) -> _Call:
-        x, y = validation.check_features(names, x, y)
+        x, y = validation.check_features(names, x, y, shards=ranks is not None)
         like = x.new_empty(0, dtype=compute_dtype(x.dtype))
         return cls(
             x,
@@ -186,6 +202,7 @@ class _Call:
             None if bias is None else validation.check_scalar("logit_bias", bias, like),
             validation.check_labels(labels, x.shape[0], y.shape[0], x.device),
             normalize,
+            ranks,
         )
 
     @property
@@ -197,21 +214,43 @@ class _Call:
         validation.check_workspace(workspace)
         if workspace is None:
             workspace = DEFAULT_WORKSPACE.get(self.x.device.type, 0.0)
-        inputs = (self.x, self.y, self.scale, self.bias)
-        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        self.workspace = int(workspace * 2**20) if differentiable else 0
+        self.workspace = int(workspace * 2**20) if any(self.needs_grad) else 0
         self.backend = resolve_backend(backend, self.x.device, self.x.dtype)
+
+    @property
+    def needs_grad(self) -> list[bool]:
+        """Say of features, scale and bias whether a gradient will be asked for."""
+        inputs = (self.x, self.y, self.scale, self.bias)
+        return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs]
+
+    def agree(self, objective: Objective, **options: Any) -> None:
+        """Make sure that all ranks of a group compute the same loss, before the first transfer."""
+        if self.ranks is None:
+            return
+        terms = {
+            "the objective": objective.value,
+            "the width D of the features": self.x.shape[1],
+            "the dtype of the features": str(self.x.dtype),
+            "the dtype of the sums": str(get_backend(self.backend).sums_dtype(self.x.dtype)),
+            "labels given": self.labels is not None,
+            "logit_bias given": self.bias is not None,
+            "a gradient needed by (first features, second features, scale, bias)": self.needs_grad,
+            "normalize": self.normalize,
+            "mode": self.ranks.mode,
+        }
+        self.ranks.agree(*self.shape, terms | options)
+        self.scale, self.bias = distributed.shared(self.ranks, self.scale, self.bias)
 
     def run(self, objective: Objective, *, columns: bool, diagonal: int | None) -> tuple[Tensor, Tensor]:
         """Return the rows' and the columns' values."""
         # A softmax without a diagonal is a log-sum-exp over all entries: labels then decide elsewhere.
         labels = None if objective is Objective.SOFTMAX and diagonal is None else self.labels
+        inputs = (self.x, self.y, self.scale, self.bias, labels)
+        if self.ranks is not None:
+            spec = (objective, columns, self.normalize, diagonal, self.workspace, self.backend)
+            return distributed.contrastive(self.ranks, *inputs, distributed.Spec(*spec))
         return contrastive(
-            self.x,
-            self.y,
-            self.scale,
-            self.bias,
-            labels,
+            *inputs,
             objective=objective,
             columns=columns,
             normalize=self.normalize,
@@ -219,6 +258,45 @@ class _Call:
             workspace=self.workspace,
             backend=self.backend,
         )
+
+    def reduce(self, values: Tensor, reduction: str) -> Tensor:
+        """Reduce the values of the rows (M,), over all ranks."""
+        if self.ranks is not None:
+            return distributed.reduce(self.ranks, values, reduction)
+        if reduction == "mean":
+            return values.mean()
+        return values.sum() if reduction == "sum" else values
+
+    def smoothing(self, diagonal: int) -> tuple[Tensor, Tensor]:
+        """Return what label smoothing adds to the pairs' row and column losses per unit of it, (M,) each."""
+        inputs = (self.x, self.y, self.scale, self.labels)
+        options: dict[str, Any] = {"normalize": self.normalize, "diagonal": diagonal}
+        if self.ranks is not None:
+            return distributed.smoothing(self.ranks, *inputs, **options)
+        return linear_terms.smoothing(*inputs, **options)
+
+    def positive_means(self, labels: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the mean logit of the positives of rows (M,) and columns (N,), and the numbers of them."""
+        inputs = (self.x, self.y, self.scale, self.bias, labels)
+        if self.ranks is not None:
+            return distributed.positive_means(self.ranks, *inputs, normalize=self.normalize)
+        return linear_terms.positive_means(*inputs, normalize=self.normalize)
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of a number over ranks."""
+        return value if self.ranks is None else distributed.total(self.ranks, value)
+
+
+def _sigmoid_loss(call: _Call, reduction: str, diagonal: int, multi_positive: bool) -> Tensor:
+    validation.check_reduction(reduction)
+    if multi_positive:
+        validation.check_multi_positive(call.labels, diagonal)
+    else:
+        validation.check_diagonal(diagonal, *call.shape)
+    objective = Objective.MULTI_SIGMOID if multi_positive else Objective.SIGMOID
+    call.agree(objective, reduction=reduction)
+    row, _ = call.run(objective, columns=False, diagonal=None if multi_positive else diagonal)
+    return call.reduce(row, reduction)
 
 
 def _softmax_loss(
@@ -236,16 +314,15 @@ def _softmax_loss(
         return _multi_positive_loss(call, pair, weights, reduction)
     validation.check_diagonal(diagonal, *call.shape)
     columns = weights[1] != 0
+    call.agree(Objective.SOFTMAX, reduction=reduction, weights=weights, label_smoothing=label_smoothing)
     row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=diagonal)
     if columns:
         col = col[diagonal : diagonal + len(row)]
     if label_smoothing:
-        by_row, by_col = linear_terms.smoothing(
-            call.x, call.y, call.scale, call.labels, normalize=call.normalize, diagonal=diagonal
-        )
+        by_row, by_col = call.smoothing(diagonal)
         row = row + label_smoothing * by_row
         col = col + label_smoothing * by_col if columns else col
-    return _reduce(weights[0] * row + weights[1] * col if columns else weights[0] * row, reduction)
+    return call.reduce(weights[0] * row + weights[1] * col if columns else weights[0] * row, reduction)
 
 
 def _multi_positive_loss(
@@ -253,24 +330,21 @@ def _multi_positive_loss(
 ) -> Tensor:
     """Return the mean over rows (and over columns) of ``log-sum-exp - mean logit of the positives``."""
     columns = weights[1] != 0
-    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=None)
-    row_mean, col_mean, row_count, col_count = linear_terms.positive_means(
-        call.x, call.y, call.scale, call.bias, labels, normalize=call.normalize
-    )
-    row = torch.where(row_count > 0, row - row_mean, 0)
-    if not columns:
-        total, count = weights[0] * row, row_count
-        return total.sum() / (count > 0).sum() if reduction == "mean" else _reduce(total, reduction)
-    col = torch.where(col_count > 0, col - col_mean, 0)
-    if reduction == "none":
+    if columns and reduction == "none":
         validation.check_square("reduction='none' with multi_positive", *call.shape)
-        return weights[0] * row + weights[1] * col
-    if reduction == "sum":
-        return weights[0] * row.sum() + weights[1] * col.sum()
-    return weights[0] * row.sum() / (row_count > 0).sum() + weights[1] * col.sum() / (col_count > 0).sum()
-
-
-def _reduce(values: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return values.mean()
-    return values.sum() if reduction == "sum" else values
+    call.agree(Objective.SOFTMAX, reduction=reduction, weights=weights, multi_positive=True)
+    # The gradients of the two terms cancel: they have to meet before they are rounded to 16-bit features.
+    wide = compute_dtype(call.x.dtype)
+    call = replace(call, x=call.x.to(wide), y=call.y.to(wide))
+    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=None)
+    row_mean, col_mean, row_count, col_count = call.positive_means(labels)
+    row = weights[0] * torch.where(row_count > 0, row - row_mean, 0)
+    col = weights[1] * torch.where(col_count > 0, col - col_mean, 0) if columns else col
+    if reduction == "none":
+        return row + col if columns else row
+    loss = call.total(row.sum())
+    loss = loss / call.total((row_count > 0).sum()) if reduction == "mean" else loss
+    if columns:
+        by_column = call.total(col.sum())
+        loss = loss + (by_column / call.total((col_count > 0).sum()) if reduction == "mean" else by_column)
+    return loss

@@ -29,7 +29,7 @@ def smoothing(
         normalize: whether the loss normalises the features.
         diagonal: the positive of row i is column i + diagonal.
     """
-    x, y = _unit(x, normalize), _unit(y, normalize)
+    x, y = unit(x, normalize), unit(y, normalize)
     positives = y[diagonal : diagonal + x.shape[0]]
     if labels is None:
         row_mean, col_mean = y.mean(dim=0), x.mean(dim=0)
@@ -48,11 +48,11 @@ def positive_means(
 
     The positives of a row are the columns that share its label; 0 where there is none.
     """
-    x, y = _unit(x, normalize), _unit(y, normalize)
+    x, y = unit(x, normalize), unit(y, normalize)
     row_labels, col_labels = labels
     means = []
     for own, own_labels, others, other_labels in ((x, row_labels, y, col_labels), (y, col_labels, x, row_labels)):
-        total, count = _group_sums(others, other_labels, own_labels)
+        total, count = group_sums(others, other_labels, own_labels)
         z = scale * (own * total / count.clamp_min(1)).sum(dim=1)
         z = z if bias is None else z + bias
         means.append((torch.where(count[:, 0] > 0, z, 0), count[:, 0]))
@@ -60,21 +60,24 @@ def positive_means(
     return row, col, row_count, col_count
 
 
-def _unit(features: Tensor, normalize: bool) -> Tensor:
+def unit(features: Tensor, normalize: bool) -> Tensor:
+    """Return features in the compute dtype, normalised if the loss does so."""
     features = features.to(compute_dtype(features.dtype))
     return F.normalize(features, dim=1) if normalize else features
 
 
 def _mean_of_others(keys: Tensor, key_labels: Tensor, labels: Tensor, positives: Tensor, shared: Tensor) -> Tensor:
     """Return, per label, the mean of the keys with another label and of the positive, (len(labels), D)."""
-    total, count = _group_sums(keys, key_labels, labels)
+    total, count = group_sums(keys, key_labels, labels)
     # The positive shares the label, as a rule, and was taken out with its group; where it does not, it is in already.
     back = shared[:, None]
     return (keys.sum(dim=0) - total + positives * back) / (len(keys) - count + back)
 
 
-def _group_sums(keys: Tensor, key_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def group_sums(keys: Tensor, key_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return, per label, the sum of the keys that have it (len(labels), D) and their number (len(labels), 1)."""
+    if len(keys) == 0:
+        return keys.new_zeros(len(labels), keys.shape[1]), keys.new_zeros(len(labels), 1)
     ordered = key_labels.sort().values
     group = torch.searchsorted(ordered, key_labels)  # a group is known by the place of its first member
     wanted = torch.searchsorted(ordered, labels).clamp(max=len(ordered) - 1)

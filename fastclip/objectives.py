@@ -70,6 +70,15 @@ class Sums:
         top = torch.maximum(self.shift, z)
         return Sums(top, self.sum * torch.exp(self.shift - top) + torch.exp(z - top))
 
+    def balanced(self) -> Sums:
+        """Return the same pair with its shift near the log-sum-exp, for kernels that hold both in float32.
+
+        A block's shift may lie far above a row's own logits. It moves by whole numbers, of which the sum's part is
+        exact in float64; float32 sums (the reference's) have shifts that are their own largest logit and stay.
+        """
+        whole = torch.log(self.sum).round().clamp(-700, 0)
+        return Sums(self.shift + whole, self.sum * torch.exp(-whole))
+
     def log_sum_exp(self) -> Tensor:
         """Return ``rho = shift + log(sum)``; -inf where nothing was summed."""
         return self.shift + torch.log(self.sum)
@@ -134,16 +143,17 @@ def coefficients(
     if objective is not Objective.SOFTMAX:
         on_positive = None if positive is None else -row_grad * torch.sigmoid(-positive)
         return Coefficients(torch.zeros_like(row_grad), row_grad, no_shift, no_factor, on_positive)
-    full = rows if positive is None else rows.with_entry(positive)
+    full = (rows if positive is None else rows.with_entry(positive)).balanced()
     on_positive = None if positive is None else -row_grad * torch.sigmoid(rows.margin(positive))
     result = Coefficients(full.shift, row_grad / full.sum, no_shift, no_factor, on_positive)
     if cols is None or col_grad is None:
         return result
     if positive is None:
-        result.col_shift, result.col_factor = cols.shift, col_grad / cols.sum
+        full = cols.balanced()
+        result.col_shift, result.col_factor = full.shift, col_grad / full.sum
         return result
     own = slice(diagonal, diagonal + m)  # the columns with a positive
-    full = cols[own].with_entry(positive)
+    full = cols[own].with_entry(positive).balanced()
     result.col_shift[own], result.col_factor[own] = full.shift, col_grad[own] / full.sum
     on_positive -= col_grad[own] * torch.sigmoid(cols[own].margin(positive))  # type: ignore[operator]
     return result

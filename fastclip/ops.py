@@ -19,7 +19,9 @@ _PROBLEM = (
     "Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor? row_labels, Tensor? col_labels, "
     "str objective, bool columns, bool normalize, SymInt? diagonal"
 )
-_STATISTICS = "Tensor row_shift, Tensor row_sum, Tensor col_shift, Tensor col_sum, Tensor positive, Tensor products"
+_STATISTICS = (
+    "Tensor row_shift, Tensor row_sum, Tensor col_shift, Tensor col_sum, Tensor positive, Tensor products"
+)
 
 torch.library.define(
     "fastclip::contrastive",
@@ -80,11 +82,13 @@ def _contrastive(
         problem = blockwise.pose(runner, x, y, scale, bias, labels, Objective(objective), normalize, diagonal)
         keep = _products_kept(x, y, workspace, backend)
         statistics = blockwise.statistics(runner, problem, x.dtype, columns=columns, keep=keep)
-        row, col = blockwise.values(problem, statistics)
+        row, col = blockwise.values(problem, statistics, runner)
     dtype = compute_dtype(x.dtype)
     empty = row.new_empty(0)
     return (
-        row.to(dtype, copy=True),  # the sigmoid's values are its sums, and an op's results may not share memory
+        row.to(
+            dtype, copy=True
+        ),  # the sigmoid's values are its sums, and an op's results may not share memory
         x.new_empty(0, dtype=dtype) if col is None else col.to(dtype),
         statistics.rows.shift,
         statistics.rows.sum,
@@ -113,15 +117,15 @@ def _contrastive_fake(
     m, n = x.shape[0], y.shape[0]
     cols = n if columns else 0
     dtype = compute_dtype(x.dtype)
-    sums = {"dtype": get_backend(backend).sums_dtype(x.dtype)}
+    sums = get_backend(backend).sums_dtype(x.dtype)
     return (
         x.new_empty(m, dtype=dtype),
         x.new_empty(cols, dtype=dtype),
-        x.new_empty(m, **sums),
-        x.new_empty(m, **sums),
-        x.new_empty(cols, **sums),
-        x.new_empty(cols, **sums),
-        x.new_empty(0 if diagonal is None else m, **sums),
+        x.new_empty(m, dtype=sums),
+        x.new_empty(m, dtype=sums),
+        x.new_empty(cols, dtype=sums),
+        x.new_empty(cols, dtype=sums),
+        x.new_empty(0 if diagonal is None else m, dtype=sums),
         x.new_empty(_products_kept(x, y, workspace, backend), dtype=dtype),
     )
 

@@ -30,7 +30,7 @@ class RetrievalRanks:
 
     def metrics(self, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
         """Return ``image_to_text_R@1``, ``…_mean_rank``, ``…_median_rank`` and so on: recalls as fractions."""
-        result = {}
+        result: dict[str, float] = {}
         for name, ranks in (("image_to_text", self.image_to_text), ("text_to_image", self.text_to_image)):
             answered = ranks[ranks > 0].double()
             result |= {f"{name}_R@{k}": (answered <= k).double().mean().item() for k in ks}
@@ -68,7 +68,10 @@ def similarity_topk(
     for block, similarities in scan.tiles():
         rows, cols = block
         value, at = similarities.topk(min(k, similarities.shape[1]), dim=1)
-        pool, pool_index = torch.cat([best[rows], value], dim=1), torch.cat([index[rows], at + cols.start], dim=1)
+        pool, pool_index = (
+            torch.cat([best[rows], value], dim=1),
+            torch.cat([index[rows], at + cols.start], dim=1),
+        )
         best[rows], chosen = pool.topk(k, dim=1)
         index[rows] = pool_index.gather(1, chosen)
     return best, index
@@ -114,7 +117,9 @@ def retrieval_ranks(
         wrong = _wrong(row_labels[rows], col_labels[cols])
         if wrong is not None:  # right answers are no competitors
             similarities.masked_fill_(~wrong, -torch.inf)
-        scan.backend.count_ahead(similarities, row_best[rows], col_best[cols], row_count[rows], col_count[cols])
+        scan.backend.count_ahead(
+            similarities, row_best[rows], col_best[cols], row_count[rows], col_count[cols]
+        )
     return RetrievalRanks(
         image_to_text=_ranks(row_count, row_labels, col_labels, row_order),
         text_to_image=_ranks(col_count, col_labels, row_labels, col_order),
@@ -137,7 +142,9 @@ class _Scan:
     def tile(self, block: Block) -> Tensor:
         """Return the similarities of a block, valid until the next call."""
         rows, cols = block.shape
-        return self.backend.similarities(self._x, self._y, block, self._memory[: rows * cols].view(rows, cols))
+        return self.backend.similarities(
+            self._x, self._y, block, self._memory[: rows * cols].view(rows, cols)
+        )
 
     def tiles(self) -> Iterator[tuple[Block, Tensor]]:
         for block in self.blocks():
@@ -159,7 +166,9 @@ def _best_right_answers(scan: _Scan, row_labels: Tensor, col_labels: Tensor) -> 
         row_best[rows] = torch.maximum(row_best[rows], right.amax(dim=1))
         col_best[cols] = torch.maximum(col_best[cols], right.amax(dim=0))
     if row_best is None or col_best is None:
-        raise ValueError("labels of image_features and text_features have none in common; no right answer to rank")
+        raise ValueError(
+            "labels of image_features and text_features have none in common; no right answer to rank"
+        )
     return row_best, col_best
 
 

@@ -9,11 +9,13 @@ Labels = Tensor | tuple[Tensor, Tensor]
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_features(names: tuple[str, str], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def check_features(
+    names: tuple[str, str], x: Tensor, y: Tensor, *, shards: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return both feature matrices, in one dtype; `names` are what the caller knows them by.
 
     Different dtypes are refused as torch's matmul refuses them; under autocast, where torch would cast them, both take
-    the wider one.
+    the wider one. One rank's shards of the features may have no rows.
 
     Raises:
         TypeError: not floating-point tensors, or of two dtypes.
@@ -26,7 +28,7 @@ def check_features(names: tuple[str, str], x: Tensor, y: Tensor) -> tuple[Tensor
             raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}; flatten or pool it first")
         if not features.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {features.dtype}; convert it with .float()")
-        if 0 in features.shape:
+        if 0 in features.shape[shards:]:
             raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; a loss needs at least one pair")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -88,6 +90,8 @@ def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) ->
         if m != n:
             raise ValueError(f"labels must be a (rows, columns) pair of tensors where M != N, here {m} and {n}")
         labels = (labels, labels)
+    if not isinstance(labels, (tuple, list)) or len(labels) != 2:
+        raise TypeError(f"labels must be an integer tensor or a (rows, columns) pair of them, got {_describe(labels)}")
     pair = []
     for side, ids, length in zip(("row", "column"), labels, (m, n), strict=True):
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex():
@@ -97,6 +101,11 @@ def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) ->
             raise ValueError(f"{side} labels must have shape ({length},), one per feature row, got {tuple(ids.shape)}")
         pair.append(ids.to(device, torch.int64))
     return pair[0], pair[1]
+
+
+def _describe(value: object) -> str:
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else kind
 
 
 def check_multi_positive(

@@ -36,38 +36,51 @@ struct Range {
 // What a shared label makes of an entry.
 enum class Shared { Ignored, Excluded, Positive };
 
-// Logits of one cell into `z` (kCols apart) and their range. Excluded entries are marked; a positive by its label is
-// negated, for its loss is softplus(-z).
+// Logits of part of a row into `z`, and what they do to the cell's range. Excluded entries are marked; a positive by
+// its label is negated, for its loss is softplus(-z).
+template <class T, Shared kShared>
+void load_row(const T* p, T scale, T bias, std::int32_t label, const std::int32_t* labels, std::int64_t n, T* z,
+              Range<T>& range) {
+  T low = range.low, high = range.high;
+#pragma omp simd reduction(max : high) reduction(min : low)
+  for (std::int64_t j = 0; j < n; ++j) {
+    T logit = p[j] * scale + bias, floor = logit;
+    if constexpr (kShared == Shared::Positive) floor = logit = labels[j] == label ? -logit : logit;
+    if constexpr (kShared == Shared::Excluded) {
+      floor = labels[j] == label ? T(-kExcluded) : logit;
+      logit = labels[j] == label ? T(kExcluded) : logit;
+    }
+    high = logit > high ? logit : high;
+    low = floor < low ? floor : low;
+    z[j] = logit;
+  }
+  range = {low, high};
+}
+
+// Logits of one cell into `z` (kCols apart), and their range.
 template <class T, Shared kShared>
 Range<T> load_cell(const Tile<T>& tile, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
                    T* z) {
+  constexpr bool labelled = kShared != Shared::Ignored;
   const T scale = static_cast<T>(tile.scale), bias = static_cast<T>(tile.bias);
-  T low = T(-kExcluded), high = T(kExcluded / 2);  // of a cell without negatives: a high that no sum can notice
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const T* p = tile.products + (row + i) * tile.stride + col;
-    T* out = z + i * kCols;
-    if constexpr (kShared != Shared::Ignored) {
-      const std::int32_t label = tile.row_labels[row + i];
-      const std::int32_t* labels = tile.col_labels + col;
-#pragma omp simd
-      for (std::int64_t j = 0; j < cols; ++j) {
-        const T logit = p[j] * scale + bias;
-        out[j] = labels[j] == label ? (kShared == Shared::Positive ? -logit : T(kExcluded)) : logit;
-      }
+  Range<T> range{T(-kExcluded), T(kExcluded / 2)};  // of a cell without negatives: a high that no sum can notice
+  for (std::int64_t i = row; i < row + rows; ++i, z += kCols) {
+    const std::int32_t label = labelled ? tile.row_labels[i] : 0;
+    const auto load = [&](std::int64_t begin, std::int64_t end) {
+      const std::int32_t* labels = labelled ? tile.col_labels + col + begin : nullptr;
+      load_row<T, kShared>(tile.products + i * tile.stride + col + begin, scale, bias, label, labels, end - begin,
+                           z + begin, range);
+    };
+    const std::int64_t positive = i + tile.diagonal - col;
+    if (positive < 0 || positive >= cols) {
+      load(0, cols);
     } else {
-#pragma omp simd
-      for (std::int64_t j = 0; j < cols; ++j) out[j] = p[j] * scale + bias;
-    }
-    const std::int64_t positive = row + i + tile.diagonal - col;
-    if (positive >= 0 && positive < cols) out[positive] = T(kExcluded);
-#pragma omp simd reduction(max : high) reduction(min : low)
-    for (std::int64_t j = 0; j < cols; ++j) {
-      high = out[j] > high ? out[j] : high;
-      const T value = out[j] == T(kExcluded) ? T(-kExcluded) : out[j];
-      low = value < low ? value : low;
+      load(0, positive);
+      load(positive + 1, cols);
+      z[positive] = T(kExcluded);
     }
   }
-  return {low, high};
+  return range;
 }
 
 // Bring (other_shift, other_sum) into the running pair at (shift, sum).

@@ -7,8 +7,8 @@ A backend packs features once, then answers two questions about any block of row
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class Problem:
 
     ``x`` (M rows) and ``y`` (N rows) are packed; ``scale`` and ``bias`` are 0-d tensors. The positive of row i is
     column ``i + diagonal``; None: rows have no positive. Entries with equal labels are no negatives of each other.
+    ``cache`` is the backend's, for what it derives from all of this once.
     """
 
     x: Packed
@@ -64,6 +65,7 @@ class Problem:
     diagonal: int | None
     row_labels: Tensor | None
     col_labels: Tensor | None
+    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Backend(ABC):
@@ -90,6 +92,14 @@ class Backend(ABC):
     @abstractmethod
     def block_shape(self, m: int, n: int) -> tuple[int, int]:
         """Return the (rows, columns) of a block that suit a problem of m rows and n columns."""
+
+    def statistics_shape(self, problem: Problem) -> tuple[int, int]:
+        """Return the (rows, columns) of a forward block."""
+        return self.block_shape(len(problem.x), len(problem.y))
+
+    def coefficients_shape(self, problem: Problem) -> tuple[int, int]:
+        """Return the (rows, columns) of a backward block; the forward pass's where products are kept."""
+        return self.block_shape(len(problem.x), len(problem.y))
 
     def pack(self, features: Tensor, normalize: bool) -> Packed:
         """Bring features (M, D) into the layout of `statistics` and `coefficients`, normalised if asked.
@@ -130,6 +140,12 @@ class Backend(ABC):
         ``products``: memory (rows, columns) in which to leave the block's products, or None.
         """
 
+    def values(
+        self, problem: Problem, rows: Sums, cols: Sums | None, positive: Tensor | None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Return what `blockwise.values` does, or None to leave it to that."""
+        return None
+
     def weigh(
         self,
         problem: Problem,
@@ -145,8 +161,8 @@ class Backend(ABC):
             rows,
             cols,
             positive,
-            row_grad,
-            col_grad,
+            row_grad.to(rows.sum.dtype),
+            None if col_grad is None else col_grad.to(rows.sum.dtype),
             problem.diagonal or 0,
             len(problem.y),
         )
@@ -164,18 +180,30 @@ class Backend(ABC):
     @abstractmethod
     def coefficients(
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
-    ) -> tuple[Tensor | float, Tensor | float]:
-        """Write ``G = dL/dz`` of a block to ``out`` and return (sum of G * S, sum of G), S the unscaled similarities.
+    ) -> Any:
+        """Write ``G = dL/dz`` of a block to ``out``, and return its part of (sum of G * S, sum of G) for `totals`.
 
         ``products``: what `statistics` left of this block, or None.
         """
 
-    def add_product(self, total: Tensor, coefficients: Tensor, packed: Packed, part: slice) -> None:
+    def totals(
+        self, problem: Problem, weights: Coefficients, parts: list[Any]
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Return (sum of G * S, sum of G), S the unscaled similarities, from all blocks' parts in order."""
+        return sum(gs for gs, _ in parts), sum(g for _, g in parts)
+
+    def add_product(
+        self, total: Tensor, coefficients: Tensor, packed: Packed, part: slice, fresh: bool = False
+    ) -> None:
         """Add ``coefficients @ packed[part]`` to ``total`` in place: one of the two gradient products of a block.
 
-        ``coefficients`` is a block's ``out``, or that with its last two dimensions transposed.
+        ``coefficients`` is a block's ``out``, or that with its last two dimensions transposed. With ``fresh`` there is
+        nothing in ``total`` yet, not even zeros.
         """
-        total.addmm_(coefficients, packed.data[part])
+        if fresh:
+            torch.mm(coefficients, packed.data[part], out=total)
+        else:
+            total.addmm_(coefficients, packed.data[part])
 
     def finish(
         self,

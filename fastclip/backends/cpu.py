@@ -6,8 +6,6 @@ vectorised for the instruction set found at run time and threaded like torch (`t
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -16,9 +14,11 @@ from fastclip.objectives import Coefficients, Sums
 
 try:
     from fastclip import _C
-except ImportError as error:  # no compiler when fastclip was installed
-    _C: ModuleType | None = None  # type: ignore[no-redef]
-    _missing: str | None = f"the C++ extension is not there ({error}); reinstall fastclip-kernels with a C++17 compiler"
+except ImportError as error:  # fastclip was installed without a compiler, or the build failed
+    _missing: str | None = (
+        f"the C++ extension is not there ({error}; `python -m fastclip.info` says more); "
+        "reinstall fastclip-kernels with a C++17 compiler"
+    )
 else:
     _missing = None
 
@@ -49,13 +49,21 @@ class CpuBackend(Backend):
     def count_ahead(
         self, similarities: Tensor, row_bar: Tensor, col_bar: Tensor, row_count: Tensor, col_count: Tensor
     ) -> None:
-        bars = (row_bar, col_bar, row_count, col_count)
-        _C.count(_tile(similarities), *(bar.data_ptr() for bar in bars), torch.get_num_threads())
+        _C.count(
+            _tile(similarities),
+            row_bar.data_ptr(),
+            col_bar.data_ptr(),
+            row_count.data_ptr(),
+            col_count.data_ptr(),
+            torch.get_num_threads(),
+        )
 
     def positives(self, problem: Problem, dtype: torch.dtype) -> Tensor:
         m, diagonal = len(problem.x), problem.diagonal or 0
         similarity = torch.empty(m, dtype=dtype)
-        for start in range(0, m, 1024):  # by chunks: the products of all rows at once would be a copy of the features
+        for start in range(
+            0, m, 1024
+        ):  # by chunks: the products of all rows at once would be a copy of the features
             rows = slice(start, min(start + 1024, m))
             partners = problem.y.data[rows.start + diagonal : rows.stop + diagonal]
             similarity[rows] = (problem.x.data[rows] * partners).sum(dim=1, dtype=dtype)
@@ -79,7 +87,9 @@ class CpuBackend(Backend):
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
     ) -> tuple[Tensor | float, Tensor | float]:
         if products is None:
-            products = self.similarities(problem.x, problem.y, block, out)  # an epilogue may overwrite its own tile
+            products = self.similarities(
+                problem.x, problem.y, block, out
+            )  # an epilogue may overwrite its own tile
         positive = weights.positive
         return _C.coefficients(
             _objective(problem),
@@ -97,14 +107,16 @@ class CpuBackend(Backend):
         )
 
 
-def _objective(problem: Problem) -> object:
+def _objective(problem: Problem) -> _C.Objective:
     return getattr(_C.Objective, problem.objective.value)
 
 
-def _problem_tile(problem: Problem, block: Block, products: Tensor) -> object:
+def _problem_tile(problem: Problem, block: Block, products: Tensor) -> _C.Tile:
     rows, cols = block.shape
     # Outside every tile where rows have no positive.
-    diagonal = -rows - 1 if problem.diagonal is None else problem.diagonal + block.rows.start - block.cols.start
+    diagonal = (
+        -rows - 1 if problem.diagonal is None else problem.diagonal + block.rows.start - block.cols.start
+    )
     labels = [
         0 if ids is None else ids[part].data_ptr()
         for ids, part in ((problem.row_labels, block.rows), (problem.col_labels, block.cols))
@@ -126,7 +138,7 @@ def _tile(
     col_labels: int = 0,
     scale: float = 1.0,
     bias: float = 0.0,
-) -> object:
+) -> _C.Tile:
     return _C.Tile(
         products=products.data_ptr(),
         stride=products.stride(0),

@@ -1,0 +1,224 @@
+"""The kernels that large problems spend their time in: whole tiles, no masks, one exponential an element.
+
+    strip_statistics      forward: a program walks down a strip of columns and keeps its column sums in registers
+    edge_statistics       forward: what that leaves out, with masks: tiles on the diagonal, and ragged ones
+    sweep_coefficients    backward: all whole tiles; tile_coefficients then redoes those on the diagonal
+
+One exponential: every sum has the same shift b = logit.shift, made from a bound of all logits (vectors.py), and the
+coefficient is ``2^(t - b) (R_i + C_j)`` with the sums' shifts moved into R and C. Where b lies so far above a row's
+own logits that digits would be lost, a flag says so (vectors.py) and tiles.py's kernels do the work again.
+
+Why no masks: a mask in these loops costs 40 registers and spills. Why the reshape: the rows of a warp's registers are
+added where they are, and cross-lane reductions happen once a strip instead of once a tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastclip.backends.triton.tiles import (
+    LO_POWER,
+    Spec,
+    grouped,
+    logits,
+    permitted,
+    product,
+    roles,
+    sigmoid,
+    softplus,
+    with_factors,
+)
+
+__all__ = ["Spec", "edge_statistics", "strip_statistics", "sweep_coefficients"]
+
+
+@triton.jit
+def diagonal_tiles(strip, tiles, place, spec: tl.constexpr):
+    """Return the range [first, last) of a strip's rows of tiles that hold positives, cut to [0, tiles)."""
+    if not spec.diagonal:
+        return 0, 0
+    else:
+        row = strip * spec.block_n + place.col - place.diagonal - place.row  # of the first column's positive
+        first = tl.minimum(tl.maximum(row, 0) // spec.block_m, tiles)
+        last = tl.minimum((tl.maximum(row + spec.block_n, 0) + spec.block_m - 1) // spec.block_m, tiles)
+        return first, tl.maximum(last, first)
+
+
+@triton.jit
+def exponential(acc, rows, cols, logit, place, row_side, col_side, spec: tl.constexpr):
+    """Return what a tile's sums add up: 2^(t - b), or softplus(z)."""
+    s = with_factors(acc, rows, cols, place, row_side, col_side, spec)
+    if spec.objective == "softmax":
+        return tl.exp2(tl.fma(s, tl.load(logit), -tl.load(logit + 2)))
+    else:
+        return softplus(logits(s, logit, spec))
+
+
+@triton.jit(do_not_specialize=["place", "splits"])
+def strip_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, splits, spec: tl.constexpr):
+    """Sum a part of a strip's whole tiles: program (strip, split), those of `group` strips side by side.
+
+    row_out: (strips, rows of the block); col_out: (splits + …, columns of the block).
+    """
+    BLOCK_M: tl.constexpr = spec.block_m
+    BLOCK_N: tl.constexpr = spec.block_n
+    height, width = place.row_end - place.row, place.col_end - place.col
+    tiles, strips = height // BLOCK_M, width // BLOCK_N
+    pid = tl.program_id(0)
+    first = pid // (spec.group * splits) * spec.group
+    side_by_side = tl.minimum(strips - first, spec.group)
+    inside = pid % (spec.group * splits)
+    strip, split = first + inside % side_by_side, inside // side_by_side
+    skip, resume = diagonal_tiles(strip, tiles, place, spec)
+    tiles -= resume - skip
+    each = tl.cdiv(tiles, splits)
+    col = place.col + strip * BLOCK_N
+    cols = col + tl.arange(0, BLOCK_N)
+    row_at = row_out + strip.to(tl.int64) * height
+    sums = tl.zeros([BLOCK_M // 16, 8, BLOCK_N], tl.float32)
+    for index in tl.range(split * each, tl.minimum(split * each + each, tiles), flatten=True):
+        tile = index + tl.where(index >= skip, resume - skip, 0)
+        row = place.row + tile * BLOCK_M
+        acc = product(x, y, row, col, spec)
+        rows = row + tl.arange(0, BLOCK_M)
+        e = exponential(acc, rows, cols, logit, place, row_side, col_side, spec)
+        tl.store(row_at + tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(e, 1))
+        if spec.columns:
+            sums += tl.sum(tl.reshape(e, [BLOCK_M // 16, 2, 8, BLOCK_N]), 1)
+    if spec.columns:
+        col_at = col_out + split.to(tl.int64) * width + strip * BLOCK_N
+        tl.store(col_at + tl.arange(0, BLOCK_N), tl.sum(tl.sum(sums, 0), 0))
+
+
+@triton.jit(do_not_specialize=["place", "splits"])
+def edge_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, splits, spec: tl.constexpr):
+    """Sum the other tiles: of every whole strip those on the diagonal and the ragged last one, and the ragged strip.
+
+    A strip has SLOTS programs, each with a row of column sums of its own behind the `splits` of strip_statistics. The
+    ragged strip, which has no others, is shared by splits + SLOTS programs.
+    """
+    BLOCK_M: tl.constexpr = spec.block_m
+    BLOCK_N: tl.constexpr = spec.block_n
+    SLOTS: tl.constexpr = BLOCK_N // BLOCK_M + 2
+    height, width = place.row_end - place.row, place.col_end - place.col
+    tiles, strips = height // BLOCK_M, width // BLOCK_N
+    pid = tl.program_id(0)
+    if pid < strips * SLOTS:
+        strip = pid // SLOTS
+        kind = pid % SLOTS
+        skip, resume = diagonal_tiles(strip, tiles, place, spec)
+        begin = tl.where(kind == SLOTS - 1, tiles, skip + kind)
+        end = tl.where(kind == SLOTS - 1, tl.cdiv(height, BLOCK_M), tl.minimum(begin + 1, resume))
+        slot = splits + kind
+    else:
+        strip = strips
+        slot = pid - strips * SLOTS
+        each = tl.cdiv(tl.cdiv(height, BLOCK_M), splits + SLOTS)
+        begin = slot * each
+        end = tl.minimum(begin + each, tl.cdiv(height, BLOCK_M))
+    col = place.col + strip * BLOCK_N
+    cols = col + tl.arange(0, BLOCK_N)
+    sums = tl.zeros([BLOCK_N], tl.float32)
+    for tile in range(begin, end):
+        row = place.row + tile * BLOCK_M
+        rows = row + tl.arange(0, BLOCK_M)
+        acc = product(x, y, row, col, spec)
+        e = exponential(acc, rows, cols, logit, place, row_side, col_side, spec)
+        summed, _positive, _shared = roles(rows, cols, place, row_side, col_side, spec)
+        e = tl.where(summed, e, 0.0)
+        row_at = row_out + strip.to(tl.int64) * height + (rows - place.row)
+        tl.store(row_at, tl.sum(e, 1), mask=rows < place.row_end)
+        sums += tl.sum(e, 0)
+    if spec.columns:
+        col_at = col_out + slot.to(tl.int64) * width + (cols - place.col)
+        tl.store(col_at, sums, mask=cols < place.col_end)
+
+
+@triton.jit
+def halved(tile):
+    """Return the left and the right half of a tile's columns; its registers stay where they are."""
+    M: tl.constexpr = tile.shape[0]
+    N: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def write_coefficients(
+    acc, row_weight, row, col, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec: tl.constexpr
+):
+    """Write the coefficients of (a half of) a tile from its products; return its rows' sums of (G·s, G)."""
+    rows, cols = row + tl.arange(0, acc.shape[0]), col + tl.arange(0, acc.shape[1])
+    s = with_factors(acc, rows, cols, place, row_side, col_side, spec)
+    if spec.objective == "softmax":
+        weight = row_weight[:, None]
+        if spec.columns:
+            weight = weight + tl.load(weights.col_shifted + cols)[None, :]
+        g = tl.exp2(tl.fma(s, tl.load(logit), -tl.load(logit + 2))) * weight
+    else:
+        g = row_weight[:, None] * sigmoid(logits(s, logit, spec))
+    gs_sum = tl.sum(g * s, 1)
+    g_sum = gs_sum
+    if spec.bias:
+        g_sum = tl.sum(g, 1)
+    g = with_factors(g, rows, cols, place, row_side, col_side, spec)
+    hi = g.to(tl.float16)
+    row_at, col_at = row - place.row, col - place.col
+    at = (rows - place.row).to(tl.int64)[:, None] * stride + (cols - place.col)[None, :]
+    if spec.tma:
+        hi_out.store([row_at, col_at], hi)
+    else:
+        tl.store(hi_out + at, hi)
+    if spec.halves == 2:
+        lo = ((g - hi.to(tl.float32)) * LO_POWER).to(tl.float16)
+        if spec.tma:
+            lo_out.store([row_at, col_at], lo)
+        else:
+            tl.store(lo_out + at, lo)
+    return gs_sum, g_sum
+
+
+@triton.jit(do_not_specialize=["place", "stride"])
+def sweep_coefficients(
+    x, y, row_side, col_side, logit, weights, hi_out, lo_out, totals, flags, place, stride, spec: tl.constexpr
+):
+    """Write the coefficients of all whole tiles of a block, as many programs as there are sharing them.
+
+    Tiles on the diagonal are written as if they had no positives, to be written again, and left out of the totals.
+
+    hi_out, lo_out: fp16 (rows of the block, stride), lo_out None for one half. With spec.tma, descriptors of
+        BLOCK_M x BLOCK_N / 2: a tile leaves in two halves, which need half as many registers and staging memory.
+    totals: (sum of G·s, sum of G), each (programs, BLOCK_M).
+    """
+    BLOCK_M: tl.constexpr = spec.block_m
+    BLOCK_N: tl.constexpr = spec.block_n
+    tiles_m, tiles_n = (place.row_end - place.row) // BLOCK_M, (place.col_end - place.col) // BLOCK_N
+    gs_total = tl.zeros([BLOCK_M], tl.float32)
+    g_total = tl.zeros([BLOCK_M], tl.float32)
+    tiles = tiles_m * tiles_n
+    if spec.guard != "":
+        tiles *= permitted(flags, spec)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        pm, strip = grouped(tile, tiles_m, tiles_n, spec)
+        row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
+        left, right = halved(product(x, y, row, col, spec))
+        rows = row + tl.arange(0, BLOCK_M)
+        row_weight = tl.load((weights.row_shifted if spec.objective == "softmax" else weights.row_factor) + rows)
+        gs, g = write_coefficients(
+            left, row_weight, row, col, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
+        )
+        col_right = col + BLOCK_N // 2
+        gs_right, g_right = write_coefficients(
+            right, row_weight, row, col_right, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
+        )
+        gs, g = gs + gs_right, g + g_right
+        if spec.diagonal:
+            first_positive = row + place.diagonal
+            on_diagonal = (first_positive < col + BLOCK_N) & (first_positive + BLOCK_M > col)
+            gs, g = tl.where(on_diagonal, 0.0, gs), tl.where(on_diagonal, 0.0, g)
+        gs_total += gs
+        if spec.bias:
+            g_total += g
+    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tl.store(totals[0] + at, gs_total)
+    tl.store(totals[1] + at, g_total)

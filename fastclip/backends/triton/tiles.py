@@ -1,0 +1,338 @@
+"""One tile of the similarity matrix, on the device: products, logits, roles, and the kernels for tiles of any kind.
+
+    acc = X Yᵀ over packed halves      s = acc [· r_i c_j]      t: the logit in log2 units, so that 2^t is one instruction
+    statistics    softmax: per row and column of the tile (max t, sum 2^(t - max)) over negatives;
+                  sigmoid: per row the sum of softplus(z)
+    coefficients  softmax: g = R_i 2^(t - a_i) + C_j 2^(t - b_j); sigmoid: g = R_i s(z); positives: P_i
+
+Shapes: M rows, N columns, D features (padded); a tile is BLOCK_M x BLOCK_N, a step of its product BLOCK_D. A *strip* is
+BLOCK_N columns. Partial results go to memory of their own and are summed in a fixed order: same inputs, same bits.
+
+These kernels take every case, at two exponentials an element and a mask on every load. fastclip/backends/triton/strips.py
+has the ones that large problems spend their time in; what those cannot take comes here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = tl.constexpr(1.4426950408889634)
+#: The shift of an empty sum: finite, so that the difference of two is 0.
+EMPTY = tl.constexpr(-1e30)
+#: The second half of a coefficient is stored times 2^11, so that it is as far from underflow as the first.
+LO_POWER = tl.constexpr(2048.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is fixed when a kernel is compiled: the kind of problem, and the tile."""
+
+    width: int  # D, padded
+    halves: int  # 1, or 2: hi | lo, three products
+    factors: bool  # multiply products by a factor per row and per column
+    objective: str  # "softmax", "sigmoid" or "multi_sigmoid"
+    columns: bool  # columns have sums (forward), coefficients (backward)
+    diagonal: bool  # row i's positive is column i + diagonal
+    labels: bool  # entries with equal labels are no negatives (multi_sigmoid: they are positives)
+    bias: bool  # the sum of G is wanted
+    exact: bool = False  # coefficients are stored in fp32, not in as many fp16 halves as the operands
+    tma: bool = False  # operands (and the main kernel's output) are tensor descriptors, not pointers
+    guard: str = ""  # "flagged", "clear": do nothing unless some flag, or no flag, is set
+    edges: int = 0  # BLOCK_N of the main coefficient kernel: only what that leaves out; 0: everything
+    block_m: int = 128
+    block_n: int = 128
+    block_d: int = 64
+    group: int = 8  # rows of tiles, or strips in strip_statistics, done side by side
+
+
+class Side(NamedTuple):
+    """What belongs to the rows (or columns): pointers, None where the spec has no use for them."""
+
+    factor: Any
+    labels: Any
+
+
+class Place(NamedTuple):
+    """A block: its first row and column, where it ends, and the diagonal (of the whole matrix)."""
+
+    row: Any
+    col: Any
+    row_end: Any
+    col_end: Any
+    diagonal: Any
+
+
+class Flags(NamedTuple):
+    """int32 numbers, any of which may say that the main kernels' result must not be used; None: there are none."""
+
+    at: Any
+    count: Any
+
+
+class Weights(NamedTuple):
+    """Pointers to the coefficients' ingredients, times their power of two; shifts are whole numbers (log2 units).
+
+    ``*_shifted``: ``factor 2^(logit.shift - shift)``, for the main kernel, where one exponential serves both sides.
+    """
+
+    row_shift: Any
+    row_factor: Any
+    row_shifted: Any
+    col_shift: Any
+    col_factor: Any
+    col_shifted: Any
+    positive: Any
+
+
+@triton.jit
+def product(x, y, row, col, spec: tl.constexpr):
+    """Return a tile's products (BLOCK_M, BLOCK_N), fp32: hi hi, or lo lo's neighbours first and hi hi last."""
+    BLOCK_M: tl.constexpr = spec.block_m
+    BLOCK_N: tl.constexpr = spec.block_n
+    BLOCK_D: tl.constexpr = spec.block_d
+    D: tl.constexpr = spec.width
+    STEPS: tl.constexpr = D // BLOCK_D
+    STRIDE: tl.constexpr = D * spec.halves
+    if not spec.tma:
+        k = tl.arange(0, BLOCK_D)
+        x += (row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * STRIDE + k[None, :]
+        y += (col + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None] * STRIDE + k[None, :]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(0, STEPS * (2 * spec.halves - 1)):
+        kx = step * BLOCK_D
+        ky = kx
+        if spec.halves == 2:
+            kx = (step % STEPS) * BLOCK_D
+            ky = kx + tl.where(step < STEPS, D, 0)
+            kx = kx + tl.where((step >= STEPS) & (step < 2 * STEPS), D, 0)
+        if spec.tma:
+            a = x.load([row, kx])
+            b = y.load([col, ky])
+        else:
+            a = tl.load(x + kx)
+            b = tl.load(y + ky)
+        acc = tl.dot(a, b.T, acc)
+    return acc
+
+
+@triton.jit
+def with_factors(values, rows, cols, place, row_side, col_side, spec: tl.constexpr):
+    """Return values times the factors per row and column, where there are any."""
+    if spec.factors:
+        values *= tl.load(row_side.factor + rows, mask=rows < place.row_end, other=0.0)[:, None]
+        values *= tl.load(col_side.factor + cols, mask=cols < place.col_end, other=0.0)[None, :]
+    return values
+
+
+@triton.jit
+def logits(s, logit, spec: tl.constexpr):
+    """Return logits in log2 units from logit = (c, bias, …).
+
+    The softmax does not notice a bias, it is added to the shifts afterwards. The sigmoid's logits are made in nats
+    first: what is near 0 keeps its digits.
+    """
+    if spec.objective == "softmax":
+        return s * tl.load(logit)
+    else:
+        return tl.fma(s, tl.load(logit), tl.load(logit + 1)) * LOG2_E
+
+
+@triton.jit
+def roles(rows, cols, place, row_side, col_side, spec: tl.constexpr):
+    """Return three masks of a tile: entries in the sums, the diagonal's positives, and entries with equal labels."""
+    summed = (rows < place.row_end)[:, None] & (cols < place.col_end)[None, :]
+    positive = summed
+    shared = summed
+    if spec.diagonal:
+        on = rows[:, None] + place.diagonal == cols[None, :]
+        positive = summed & on
+        summed = summed & (on == 0)
+    if spec.labels:
+        row_label = tl.load(row_side.labels + rows, mask=rows < place.row_end, other=0)
+        col_label = tl.load(col_side.labels + cols, mask=cols < place.col_end, other=0)
+        shared = row_label[:, None] == col_label[None, :]
+        if spec.objective != "multi_sigmoid":
+            summed = summed & (shared == 0)
+    return summed, positive, shared
+
+
+@triton.jit
+def softplus(t):
+    """Return log(1 + e^z) in nats for z = t ln 2, to 3 ulp.
+
+    log(1 + u) / u is a polynomial on u in [0, 1] (minimax, relative error 3e-8): the hardware's logarithm is only
+    good to 2^-22 absolute near 1, where a negative's whole loss lies.
+    """
+    u = tl.exp2(-tl.abs(t))
+    p = 0.005232691299170256
+    p = tl.fma(u, p, -0.029505226761102676)
+    p = tl.fma(u, p, 0.07822593301534653)
+    p = tl.fma(u, p, -0.13663244247436523)
+    p = tl.fma(u, p, 0.19106006622314453)
+    p = tl.fma(u, p, -0.2484298199415207)
+    p = tl.fma(u, p, 0.3331909775733948)
+    p = tl.fma(u, p, -0.4999949336051941)
+    p = tl.fma(u, p, 0.9999999403953552)
+    return tl.fma(u, p, tl.where(t > 0.0, t * LN_2, 0.0))
+
+
+@triton.jit
+def sigmoid(t):
+    """Return 1 / (1 + e^-z) for z = t ln 2."""
+    u = tl.exp2(-tl.abs(t))
+    return tl.where(t > 0.0, 1.0, u) / (1.0 + u)
+
+
+@triton.jit
+def permitted(flags, spec: tl.constexpr):
+    """Return 1 if a guarded kernel may work, else 0: a decision on the device, which the host need not know."""
+    found = 0
+    for start in range(0, flags.count, 1024):
+        at = start + tl.arange(0, 1024)
+        found = tl.maximum(found, tl.max(tl.load(flags.at + at, mask=at < flags.count, other=0), 0))
+    if spec.guard == "flagged":
+        return tl.where(found > 0, 1, 0)
+    else:
+        return tl.where(found > 0, 0, 1)
+
+
+@triton.jit
+def grouped(tile, tiles_m, tiles_n, spec: tl.constexpr):
+    """Return (row of tiles, strip) of the tile-th tile: down `group` rows before going right, for the L2 cache."""
+    first = tile // (spec.group * tiles_n) * spec.group
+    height = tl.minimum(tiles_m - first, spec.group)
+    inside = tile % (spec.group * tiles_n)
+    return first + inside % height, inside // height
+
+
+@triton.jit(do_not_specialize=["place"])
+def tile_statistics(x, y, row_side, col_side, logit, row_out, col_out, flags, place, spec: tl.constexpr):
+    """Write the statistics of a block's tiles, as many programs as there are sharing them.
+
+    row_out: (shift, sum), each (strips, rows of the block); col_out likewise (rows of tiles, columns of the block).
+    """
+    BLOCK_M: tl.constexpr = spec.block_m
+    BLOCK_N: tl.constexpr = spec.block_n
+    height, width = place.row_end - place.row, place.col_end - place.col
+    tiles_m, tiles_n = tl.cdiv(height, BLOCK_M), tl.cdiv(width, BLOCK_N)
+    tiles = tiles_m * tiles_n
+    if spec.guard != "":
+        tiles *= permitted(flags, spec)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        pm, strip = grouped(tile, tiles_m, tiles_n, spec)
+        row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
+        rows, cols = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
+        s = with_factors(product(x, y, row, col, spec), rows, cols, place, row_side, col_side, spec)
+        t = logits(s, logit, spec)
+        summed, positive, shared = roles(rows, cols, place, row_side, col_side, spec)
+        row_at = strip.to(tl.int64) * height + rows - place.row
+        if spec.objective == "softmax":
+            t = tl.where(summed, t, float("-inf"))
+            shift = tl.maximum(tl.max(t, 1), EMPTY)
+            tl.store(row_out[0] + row_at, shift, mask=rows < place.row_end)
+            tl.store(row_out[1] + row_at, tl.sum(tl.exp2(t - shift[:, None]), 1), mask=rows < place.row_end)
+            if spec.columns:
+                shift = tl.maximum(tl.max(t, 0), EMPTY)
+                col_at = pm.to(tl.int64) * width + cols - place.col
+                tl.store(col_out[0] + col_at, shift, mask=cols < place.col_end)
+                tl.store(col_out[1] + col_at, tl.sum(tl.exp2(t - shift[None, :]), 0), mask=cols < place.col_end)
+        else:
+            if spec.objective == "multi_sigmoid":
+                t = tl.where(shared, -t, t)
+            loss = tl.where(summed, softplus(t), 0.0)
+            tl.store(row_out[1] + row_at, tl.sum(loss, 1), mask=rows < place.row_end)
+
+
+@triton.jit
+def edge(index, tiles_n, place, spec: tl.constexpr):
+    """Return (row, column, exists) in the block of the index-th tile that the main coefficient kernel leaves out.
+
+    Of every row of its tiles (BLOCK_M x EDGES) the two that may hold positives and the ragged last one, then all of
+    the ragged last row. Some come twice; they are the same both times.
+    """
+    BLOCK_M: tl.constexpr = spec.block_m
+    EDGES: tl.constexpr = spec.edges
+    PARTS: tl.constexpr = EDGES // spec.block_n
+    full_m, full_n = (place.row_end - place.row) // BLOCK_M, (place.col_end - place.col) // EDGES
+    part = index % PARTS
+    index = index // PARTS
+    pm, kind = index // 3, index % 3
+    first = pm * BLOCK_M + place.row + place.diagonal - place.col  # where in the block the row's first positive is
+    strip = tl.where(kind == 2, full_n, tl.maximum(first, 0) // EDGES + kind)
+    exists = (kind == 2) & (full_n < tiles_n)
+    if spec.diagonal:
+        exists = exists | ((kind < 2) & (strip < full_n) & (first + BLOCK_M > strip * EDGES))
+    last = index - 3 * full_m
+    exists = (exists & (last < 0)) | (last >= 0)
+    strip = tl.where(last >= 0, last, strip)
+    pm = tl.where(last >= 0, full_m, pm)
+    return pm * BLOCK_M, strip * EDGES + part * spec.block_n, exists
+
+
+@triton.jit(do_not_specialize=["place", "stride"])
+def tile_coefficients(
+    x, y, row_side, col_side, logit, weights, out, totals, flags, place, stride, spec: tl.constexpr
+):
+    """Write the coefficients of a block's tiles (all, or the edges), as many programs as there are sharing them.
+
+    out: (hi, lo), each (rows of the block, stride), lo None if there is none; times r_i c_j where products need that.
+    totals: (sum of G·s, sum of G), one number a program each.
+    """
+    BLOCK_M: tl.constexpr = spec.block_m
+    BLOCK_N: tl.constexpr = spec.block_n
+    height, width = place.row_end - place.row, place.col_end - place.col
+    tiles_m, tiles_n = tl.cdiv(height, BLOCK_M), tl.cdiv(width, BLOCK_N)
+    tiles = tiles_m * tiles_n
+    if spec.edges > 0:
+        tiles_n = tl.cdiv(width, spec.edges)
+        tiles = 3 * (height // BLOCK_M) + tl.where(height % BLOCK_M > 0, tiles_n, 0)
+        tiles *= spec.edges // BLOCK_N
+    if spec.guard != "":
+        tiles *= permitted(flags, spec)
+    gs_total = 0.0
+    g_total = 0.0
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        if spec.edges > 0:
+            row, col, exists = edge(tile, tiles_n, place, spec)
+        else:
+            pm, strip = grouped(tile, tiles_m, tiles_n, spec)
+            row, col, exists = pm * BLOCK_M, strip * BLOCK_N, True
+        if exists:
+            row, col = place.row + row, place.col + col
+            rows, cols = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
+            s = with_factors(product(x, y, row, col, spec), rows, cols, place, row_side, col_side, spec)
+            t = logits(s, logit, spec)
+            summed, positive, shared = roles(rows, cols, place, row_side, col_side, spec)
+            inside_m, inside_n = rows < place.row_end, cols < place.col_end
+            factor = tl.load(weights.row_factor + rows, mask=inside_m, other=0.0)[:, None]
+            if spec.objective == "softmax":
+                shift = tl.load(weights.row_shift + rows, mask=inside_m, other=0.0)[:, None]
+                g = factor * tl.exp2(t - shift)
+                if spec.columns:
+                    factor = tl.load(weights.col_factor + cols, mask=inside_n, other=0.0)[None, :]
+                    shift = tl.load(weights.col_shift + cols, mask=inside_n, other=0.0)[None, :]
+                    g += factor * tl.exp2(t - shift)
+            elif spec.objective == "multi_sigmoid":
+                g = factor * tl.where(shared, -sigmoid(-t), sigmoid(t))
+            else:
+                g = factor * sigmoid(t)
+            g = tl.where(summed, g, 0.0)
+            if spec.diagonal:
+                g = tl.where(positive, tl.load(weights.positive + rows, mask=inside_m, other=0.0)[:, None], g)
+            gs_total += tl.sum(tl.sum(tl.where(g == 0.0, 0.0, g * s), 1), 0)
+            if spec.bias:
+                g_total += tl.sum(tl.sum(g, 1), 0)
+            g = with_factors(g, rows, cols, place, row_side, col_side, spec)
+            at = (rows - place.row).to(tl.int64)[:, None] * stride + (cols - place.col)[None, :]
+            inside = inside_m[:, None] & inside_n[None, :]
+            hi = g.to(out[0].dtype.element_ty)
+            tl.store(out[0] + at, hi, mask=inside)
+            if spec.halves == 2 and not spec.exact:
+                tl.store(out[1] + at, ((g - hi.to(tl.float32)) * LO_POWER).to(tl.float16), mask=inside)
+    tl.store(totals[0] + tl.program_id(0), gs_total)
+    tl.store(totals[1] + tl.program_id(0), g_total)
