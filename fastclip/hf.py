@@ -109,7 +109,8 @@ class _Fused:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class exists in this process alone; copies and pickles make it anew from the model's own.
-        return _blank, (type(self).__mro__[2],), self.__dict__
+        classes = type(self).__mro__
+        return _blank, (classes[classes.index(_Fused) + 1],), self.__dict__
 
 
 def _blank(cls: type) -> Any:

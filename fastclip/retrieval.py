@@ -169,7 +169,9 @@ def _best_right_answers(scan: _Scan, row_labels: Tensor, col_labels: Tensor) -> 
         raise ValueError(
             "labels of image_features and text_features have none in common; no right answer to rank"
         )
-    return row_best, col_best
+    # A NaN stands behind every wrong answer, but ahead of the right ones, which are -inf when ranks are counted.
+    last = torch.finfo(row_best.dtype).min
+    return row_best.nan_to_num(last, torch.inf, -torch.inf), col_best.nan_to_num(last, torch.inf, -torch.inf)
 
 
 def _wrong(row_labels: Tensor, col_labels: Tensor) -> Tensor | None:

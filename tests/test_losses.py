@@ -14,12 +14,12 @@ from torch import Tensor
 import fastclip
 from fastclip.backends import get_backend
 from tests.acceptance import Judge
-from tests.formulas import CPU_BACKENDS, NAMES, Case, eager, fused, places, run
+from tests.backends import BACKENDS, COMPILED_BACKENDS, places
+from tests.formulas import NAMES, Case, eager, fused, run
 from tests.regimes import CASES, FINAL_SCALE, LARGE_CASES, REGIMES, judge, normal, random, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
-BACKENDS = CPU_BACKENDS
 OBJECTIVES = ("clip", "siglip")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -34,16 +34,16 @@ def loss_of(objective: str) -> Callable[..., Tensor]:
 
 
 def accepted_runs() -> list:
-    """Return the (backend, device, dtype, objective, name) to be judged; through the interpreter 16 bits are slow."""
+    """Return the (backend, device, dtype, objective, name) to be judged; most of the interpreter's are slow tests."""
     runs = []
     for (backend, device), dtype in product(places(), DTYPES):
         if get_backend(backend).unsupported_reason(torch.device(device), dtype) is not None:
             continue
         for number, (objective, name) in enumerate(CASES):
-            interpreted = backend == "triton" and device == "cpu"
-            quick = not interpreted or dtype == torch.float32 or number % 6 == 0
-            marks = [] if quick else [pytest.mark.slow]
+            interpreted = backend not in COMPILED_BACKENDS and device == "cpu"
+            slow = interpreted and number % (5 if dtype == torch.float32 else 20)
             identity = f"{backend}-{device}-{short(dtype)}-{objective}-{name}"
+            marks = [pytest.mark.slow] if slow else []
             runs.append(pytest.param(backend, device, dtype, objective, name, marks=marks, id=identity))
     return runs
 

@@ -14,13 +14,11 @@ import fastclip
 from fastclip.backends import get_backend
 from fastclip.functional import info_nce_loss
 from fastclip.objectives import Objective
-from tests.formulas import CPU_BACKENDS
+from tests.backends import BACKENDS, COMPILED_BACKENDS, CPU_BACKENDS
 from tests.regimes import unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BACKENDS = CPU_BACKENDS
-EXACT_BACKENDS = [name for name in BACKENDS if name != "triton"]  # those that take float64
 LABELS = torch.tensor([0, 1, 0, 2, 3, 1])
 
 #: Ways to call a loss on (6, 5) and (6, 5) features.
@@ -72,7 +70,7 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_gradcheck(backend: str, call: str) -> None:
     def loss(*args: Tensor) -> Tensor:
         return CALLS[call](*args, backend=backend)
@@ -98,7 +96,7 @@ def op_arguments(
         (Objective.MULTI_SIGMOID, True, False),
     ],
 )
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_opcheck(backend: str, objective: Objective, labelled: bool, columns: bool) -> None:
     arguments = op_arguments(backend, objective, torch.float32, labelled, columns)
     workspace = 4 * 36  # bytes: keeps all products (the rest of a larger one would be uninitialised memory)
@@ -111,7 +109,7 @@ def test_opcheck(backend: str, objective: Objective, labelled: bool, columns: bo
 
 @pytest.mark.parametrize("objective", [Objective.SOFTMAX, Objective.SIGMOID])
 def test_opcheck_of_the_triton_backend(objective: Objective) -> None:
-    if "triton" not in BACKENDS:
+    if "triton" not in CPU_BACKENDS:
         pytest.skip("Triton is not installed")
     arguments = op_arguments("triton", objective, torch.float32, True, objective is Objective.SOFTMAX)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -121,7 +119,7 @@ def test_opcheck_of_the_triton_backend(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_the_fake_op_promises_what_the_op_returns(backend: str, dtype: torch.dtype) -> None:
     """Shapes, dtypes and devices, for every combination of options that changes them."""
     for objective, columns, diagonal in (
@@ -254,7 +252,7 @@ def test_retain_graph(backend: str, call: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["clip", "clip, labels", "info_nce", "siglip", "siglip, many positives"])
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_double_backward_raises(backend: str, call: str) -> None:
     x, y, scale, bias = inputs(torch.float64)
     (dx,) = torch.autograd.grad(CALLS[call](x, y, scale, bias, backend=backend).sum(), x, create_graph=True)
@@ -270,7 +268,7 @@ def test_inputs_are_left_as_they_were(backend: str) -> None:
     assert_same([leaf.detach() for leaf in leaves], before)
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 def test_a_weight_on_one_direction_only(backend: str) -> None:
     """The rows' and the columns' values are two outputs: a loss may leave one of them without a gradient."""
     x, y, scale, _ = inputs(torch.float64)

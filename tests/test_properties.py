@@ -14,15 +14,14 @@ from fastclip import blockwise
 from fastclip.backends import get_backend
 from fastclip.objectives import Objective
 from tests.acceptance import Judge
-from tests.formulas import CPU_BACKENDS, Case, Result, eager, fused, run
+from tests.backends import BACKENDS, COMPILED_BACKENDS
+from tests.formulas import Case, Result, eager, fused, run
 from tests.regimes import normal, unit
 from tests.test_blockwise import block_shape
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
-BACKENDS = CPU_BACKENDS
-EXACT_BACKENDS = [name for name in BACKENDS if name != "triton"]  # those that take float64
-INTERPRETED = [name for name in BACKENDS if name == "triton"]
+INTERPRETED = [backend for backend in BACKENDS if backend not in COMPILED_BACKENDS]
 
 EVERYTHING = ("clip", "info_nce", "siglip", "clip_multi", "siglip_multi")
 SYMMETRIC = ("clip", "siglip", "clip_multi", "siglip_multi")
@@ -74,7 +73,7 @@ def double(case: Case, backend: str) -> Result:
     return run(fused(backend), case, torch.float64)
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases(square=True), seed=st.integers(0, 99))
 def test_permutation_equivariance(backend: str, case: Case, seed: int) -> None:
     """The order of the pairs does not matter: the loss stays, gradients go with their rows."""
@@ -85,7 +84,7 @@ def test_permutation_equivariance(backend: str, case: Case, seed: int) -> None:
     assert_close(shuffled, replace(plain, dx=plain.dx[order], dy=plain.dy[order]))
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases(SYMMETRIC, square=True))
 def test_transpose_symmetry(backend: str, case: Case) -> None:
     """Images and texts may change places."""
@@ -94,7 +93,7 @@ def test_transpose_symmetry(backend: str, case: Case) -> None:
     assert_close(replace(swapped, dx=swapped.dy, dy=swapped.dx), double(case, backend))
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases(), rows=st.integers(1, 50), cols=st.integers(1, 90))
 def test_block_size_independence(backend: str, case: Case, rows: int, cols: int) -> None:
     plain = double(case, backend)
@@ -102,7 +101,7 @@ def test_block_size_independence(backend: str, case: Case, rows: int, cols: int)
         assert_close(double(case, backend), plain)
 
 
-@pytest.mark.parametrize("backend", [name for name in EXACT_BACKENDS if name != "reference"])
+@pytest.mark.parametrize("backend", [name for name in COMPILED_BACKENDS if name != "reference"])
 @given(case=cases())
 def test_backends_agree(backend: str, case: Case) -> None:
     assert_close(double(case, backend), double(case, "reference"))
@@ -121,14 +120,14 @@ def test_backends_are_accepted(backend: str, dtype: torch.dtype, case: Case) -> 
     assert judged.violations(judged.run(fused(backend))) == []
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases())
 def test_every_option_is_the_plain_formula(backend: str, case: Case) -> None:
     """Labels are masking in plain torch, smoothing is cross_entropy's, an offset shifts the targets, and so on."""
     assert_close(double(case, backend), run(eager, case, torch.float64), exact=1e-10)
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_labels_are_only_compared(backend: str, case: Case, seed: int) -> None:
     """Any renaming of the labels gives the same bits."""
@@ -141,7 +140,7 @@ def test_labels_are_only_compared(backend: str, case: Case, seed: int) -> None:
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases(), low=st.integers(-3, 3), high=st.integers(-3, 3))
 def test_normalising_forgets_the_norms(backend: str, case: Case, low: int, high: int) -> None:
     """With normalize=True rows may have any length, and gradients shrink with it: dx is of degree -1 in x."""
@@ -152,7 +151,7 @@ def test_normalising_forgets_the_norms(backend: str, case: Case, low: int, high:
     assert_close(replace(longer, dx=longer.dx * factors[0], dy=longer.dy * factors[1]), plain)
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(case=cases(("clip", "siglip")), factor=st.sampled_from([-3.0, 0.0, 0.5, 1024.0]))
 def test_gradients_are_linear_in_the_upstream_gradient(backend: str, case: Case, factor: float) -> None:
     x, y = (t.clone().requires_grad_() for t in (case.x, case.y))
@@ -163,7 +162,7 @@ def test_gradients_are_linear_in_the_upstream_gradient(backend: str, case: Case,
         torch.testing.assert_close(a, factor * b, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("backend", EXACT_BACKENDS)
+@pytest.mark.parametrize("backend", COMPILED_BACKENDS)
 @given(
     shape=st.tuples(st.integers(1, 30), st.integers(2, 40), st.integers(1, 9)),
     cut=st.floats(0, 1),

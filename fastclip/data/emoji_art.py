@@ -9,7 +9,8 @@ import os
 import time
 import uuid
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,12 @@ class EmojiArt:
     styles: Tensor  #: int64 (N,), index into STYLES
     images: Tensor  #: uint8 (N, 3, S, S), RGB on BACKGROUND
     seconds: float  #: time spent drawing or loading
+    paths: list[Path] = field(default_factory=list)  #: the files they were drawn from
+
+    def portraits(self, indices: Sequence[int], side: int) -> Tensor:
+        """Draw some pictures for people to look at: uint8 ``(n, 3, side, side)``, on white."""
+        drawn = rasterise_all([self.paths[i] for i in indices], side)
+        return torch.from_numpy(_compose(drawn, (255, 255, 255)))
 
 
 def load_art(image_size: int, cache_dir: str | Path | None = None) -> EmojiArt:
@@ -63,9 +70,10 @@ def load_art(image_size: int, cache_dir: str | Path | None = None) -> EmojiArt:
     shape = (len(paths), 3, image_size, image_size)
     images = _load(file, shape)
     if images is None:
-        images = _compose(rasterise_all(paths, image_size))
+        images = _compose(rasterise_all(paths, image_size), BACKGROUND)
         _store(file, images)
-    return EmojiArt(names, torch.tensor(styles), torch.from_numpy(images), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return EmojiArt(names, torch.tensor(styles), torch.from_numpy(images), seconds, paths)
 
 
 def default_cache_dir() -> Path:
@@ -126,11 +134,11 @@ def _codes(path: Path) -> Codes:
     return tuple(code for code in codes if code != 0xFE0F)
 
 
-def _compose(rgba: np.ndarray) -> np.ndarray:
-    """Lay uint8 ``(N, S, S, 4)`` over the background; return uint8 ``(N, 3, S, S)``."""
+def _compose(rgba: np.ndarray, ground: tuple[int, int, int]) -> np.ndarray:
+    """Lay uint8 ``(N, S, S, 4)`` over a plain ground; return uint8 ``(N, 3, S, S)``."""
     out = np.empty((len(rgba), 3, *rgba.shape[1:3]), np.uint8)
     alpha = rgba[..., 3].astype(np.uint16)
-    for channel, background in enumerate(BACKGROUND):
+    for channel, background in enumerate(ground):
         blended = rgba[..., channel] * alpha + background * (255 - alpha)
         out[:, channel] = (blended + 127) // 255
     return out

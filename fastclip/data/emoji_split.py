@@ -110,7 +110,16 @@ def _add(
     groups = None
     if tones:  # the gallery lists the tones of a base one after another
         groups = (target // len(TONES) * len(TONES))[:, None] + torch.arange(len(TONES))
-    test = HeldOut(name, art.images[fair], gallery, target, groups, "tone of five" if tones else "", headline)
+    test = HeldOut(
+        name,
+        art.images[fair],
+        gallery,
+        target,
+        groups,
+        "tone of five" if tones else "",
+        headline,
+        portraits=lambda rows, side: art.portraits([fair[row] for row in rows], side),
+    )
     result.tests.append(test)
     result.queries.append(torch.tensor(fair))
 

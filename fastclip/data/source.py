@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,8 @@ class HeldOut:
     groups: Tensor | None = None  #: int64 (Q, C), a forced choice: C gallery captions, the right one included
     group_name: str = ""  #: what the forced choice asks, e.g. "tone of five"
     headline: str | None = None  #: the figure to report first, e.g. "R@1"; None: a diagnostic, not a headline
+    #: draws queries for people to look at: (indices, side) -> uint8 (n, 3, side, side); None: ``images`` serve
+    portraits: Callable[[Sequence[int], int], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.target)

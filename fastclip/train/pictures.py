@@ -172,18 +172,16 @@ def draw_map(
     y = y - y.amin(0)
     width, height = (math.ceil(extent) + tile for extent in y.amax(0).tolist())
 
-    ground = _ground(torch.cat([embedded.test.images for embedded in tests]))
     dense = tile * SHARPNESS
-    canvas = np.empty((height * SHARPNESS, width * SHARPNESS, 3), np.uint8)
-    canvas[:] = ground
+    drawn = np.empty((len(owners), dense, dense, 3), np.uint8)
     for embedded in tests:
         mine = [row for row, owner in enumerate(owners) if owner[0] is embedded]
-        if not mine:
-            continue
-        drawn = portraits(embedded.test, [owners[row][1] for row in mine], dense)
-        for row, picture in zip(mine, drawn, strict=True):
-            across, down = (y[row] * SHARPNESS).int().tolist()
-            canvas[down : down + dense, across : across + dense] = picture
+        drawn[mine] = portraits(embedded.test, [owners[row][1] for row in mine], dense)
+    ground = _ground(drawn)
+    canvas = np.empty((height * SHARPNESS, width * SHARPNESS, 3), np.uint8)
+    canvas[:] = ground
+    for picture, (across, down) in zip(drawn, (y * SHARPNESS).int().tolist(), strict=True):
+        canvas[down : down + dense, across : across + dense] = picture
     margin, head = 30, 84
     sheet = Sheet(width + 2 * margin, height + head + margin, paper=tuple(c / 255 for c in ground))
     sheet.text(margin, 34, "A map of the space", size=17, weight="bold")
@@ -197,6 +195,8 @@ def draw_map(
 
 def portraits(test: HeldOut, indices: Sequence[int], side: int) -> np.ndarray:
     """Return the pictures at `indices` for people to look at: uint8 (n, side, side, 3)."""
+    if test.portraits is not None and len(indices):
+        return test.portraits(indices, side).permute(0, 2, 3, 1).numpy()
     images = test.images[torch.as_tensor(indices, dtype=torch.int64)]
     if images.shape[-1] != side:
         images = _resize(images, side)
@@ -208,10 +208,10 @@ def _resize(images: Tensor, side: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _ground(images: Tensor) -> tuple[int, int, int]:
-    """Return the colour that pictures (n, 3, S, S) stand on: that of most corners, or else white."""
-    corners = images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].permute(0, 2, 1).reshape(-1, 3)
-    colours, counts = corners.unique(dim=0, return_counts=True)
+def _ground(pictures: np.ndarray) -> tuple[int, int, int]:
+    """Return the colour that pictures (n, S, S, 3) stand on: that of most corners, or else white."""
+    corners = pictures[:, [0, 0, -1, -1], [0, -1, 0, -1]].reshape(-1, 3)
+    colours, counts = np.unique(corners, axis=0, return_counts=True)
     if counts.max() < 0.5 * len(corners):
         return 255, 255, 255
     red, green, blue = colours[counts.argmax()].tolist()

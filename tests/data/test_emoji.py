@@ -203,3 +203,16 @@ def test_an_empty_batch_is_empty(emoji_source: EmojiSource) -> None:
 
 def test_nothing_is_skipped(emoji_source: EmojiSource) -> None:
     assert not emoji_source.skipped
+
+
+def test_portraits_are_the_queries_drawn_large_on_white(emoji_source: EmojiSource) -> None:
+    test = emoji_source.held_out()[0]
+    assert test.portraits is not None
+    drawn = test.portraits([5, 2], 48)
+    assert drawn.shape == (2, 3, 48, 48) and drawn.dtype == torch.uint8
+    corners = drawn[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert (corners == 255).float().mean() > 0.5
+    # The same drawings in the same order: each is nearest to its own query.
+    small = torch.nn.functional.adaptive_avg_pool2d(drawn.float(), test.images.shape[-1])
+    apart = (small[:, None] - test.images[[5, 2]].float()).abs().mean((2, 3, 4))
+    assert apart.argmin(1).tolist() == [0, 1]

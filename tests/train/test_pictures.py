@@ -94,6 +94,13 @@ def test_portraits_keep_order_and_size() -> None:
     assert drawn[1, 20, 20].tolist() == embedded.test.images[1, :, 8, 8].tolist()
 
 
+def test_portraits_come_from_the_test_where_it_draws_them() -> None:
+    embedded = world(ground=90)
+    embedded.test.portraits = lambda rows, side: torch.full((len(rows), 3, side, side), 7, dtype=torch.uint8)
+    drawn = portraits(embedded.test, [3, 1], 40)
+    assert drawn.shape == (2, 40, 40, 3) and (drawn == 7).all()
+
+
 def test_sheets_count_from_the_top_left(tmp_path: Path) -> None:
     sheet = Sheet(100, 60)
     sheet.rectangle(10, 5, 20, 10, fill=MUTED)

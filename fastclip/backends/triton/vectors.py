@@ -137,21 +137,21 @@ def check_sums(row_part, col_part, row_sum, col_sum, flags, logit, size, parts, 
     """
     pid = tl.program_id(0)
     of_rows = pid < tl.cdiv(size[0], BLOCK)
-    flush = tl.load(logit + 3) > 0.0
+    lowest = tl.where(tl.load(logit + 3) > 0.0, LOST + LOW_EXPONENT, float("-inf"))
     if of_rows:
         at = pid * BLOCK + tl.arange(0, BLOCK)
         inside = at < size[0]
         sums = added(row_part, parts[0], size[0], at, inside)
         tl.store(row_sum + at, sums, mask=inside)
-        low = inside & (tl.log2(sums) < LOST + LOW_EXPONENT + tl.log2(size[1].to(tl.float64)))
-        tl.store(flags + pid, tl.max(tl.where(low & flush, 1, 0), 0))
+        low = inside & (tl.log2(sums) < lowest + tl.log2(size[1].to(tl.float64)))
+        tl.store(flags + pid, tl.max(tl.where(low, 1, 0), 0))
     else:
         at = (pid - tl.cdiv(size[0], BLOCK)) * BLOCK + tl.arange(0, BLOCK)
         inside = at < size[1]
         sums = added(col_part, parts[1], size[1], at, inside)
         tl.store(col_sum + at, sums, mask=inside)
-        low = inside & (tl.log2(sums) < LOST + LOW_EXPONENT + tl.log2(size[0].to(tl.float64)))
-        tl.store(flags + pid, tl.max(tl.where(low & flush, 1, 0), 0))
+        low = inside & (tl.log2(sums) < lowest + tl.log2(size[0].to(tl.float64)))
+        tl.store(flags + pid, tl.max(tl.where(low, 1, 0), 0))
 
 
 @triton.jit
