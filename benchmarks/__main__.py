@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     """Dispatch to a command and return its exit status."""
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"{__doc__}\n")
-        print("\n".join(f"  {name:<10}{what}" for name, (_, what) in COMMANDS.items()))
+        print("\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()))
         print("\nEach command has options of its own: python -m benchmarks COMMAND --help")
         return 0
     command, rest = "loss", arguments

@@ -61,8 +61,8 @@ is as exact as they are, which is less where they cancel.
 
 SUMMARY = """## Summary
 
-The largest share of its bound that any case used up, by backend and dtype (the bounds: section "rule" of
-[tests/acceptance.py](../tests/acceptance.py); above 100 % a test fails), and the case that did.
+The largest share of its bound that any case used up, by backend and dtype, and the case that did. The bounds stand at
+the head of [tests/acceptance.py](../tests/acceptance.py); above 100 % a test fails.
 
 | backend | dtype | cases | loss | dx, dy | dscale |
 |---|---|---|---|---|---|

@@ -129,9 +129,9 @@ def gradients(
         row_grad.contiguous(),  # a sum's gradient is one number, expanded
         None if col_grad is None else col_grad.contiguous(),
     )
-    wide = {"dtype": compute_dtype(dtype), "device": device}
-    dx = torch.empty(m, problem.x.width, **wide) if need_x else None
-    dy = torch.empty(n, problem.y.width, **wide) if need_y else None
+    wide = compute_dtype(dtype)
+    dx = torch.empty(m, problem.x.width, dtype=wide, device=device) if need_x else None
+    dy = torch.empty(n, problem.y.width, dtype=wide, device=device) if need_y else None
     parts = []
     kept = _Kept(statistics.products)
     shape = backend.coefficients_shape(problem)

@@ -56,7 +56,8 @@ def distill_loss(
         0-d, nats.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `fastclip.clip_loss`; the teacher's rows must be as many as the student's.
+        ValueError, TypeError, RuntimeError: as `fastclip.clip_loss`; the teacher must have as many rows
+            as the student.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum' for distillation, got {reduction!r}")

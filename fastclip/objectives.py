@@ -4,12 +4,10 @@ Logits are ``z = scale * S + bias`` with ``S`` (M, N) the similarities; the posi
 ``i + diagonal``. Every objective is one forward pass over tiles of ``z`` (statistics of the *negatives*) and one
 backward pass (coefficients ``G = dL/dz``). This file turns the first into loss values and into what the second needs.
 
-=========  ==========================================  =====================================================
-objective  statistics over the negatives               coefficient G of a negative / of a positive
-=========  ==========================================  =====================================================
-softmax    per row rho, per column kappa: log-sum-exp  ``a_i e^(z-R_i) + b_j e^(z-K_j)`` / ``-a_i s(rho_i-z) - b_j s(kappa_j-z)``
-sigmoid    per row: sum of softplus(z)                 ``a_i s(z)`` / ``-a_i s(-z)``
-=========  ==========================================  =====================================================
+* softmax: of every row (``rho``) and every column (``kappa``) the negatives' log-sum-exp. ``G`` of a negative is
+  ``a_i e^(z - R_i) + b_j e^(z - K_j)``, of a positive ``-a_i s(rho_i - z) - b_j s(kappa_j - z)``.
+* sigmoid: of every row the sum of ``softplus(z)`` over negatives. ``G`` of a negative is ``a_i s(z)``, of a positive
+  ``-a_i s(-z)``.
 
 ``s`` is the logistic function, ``a`` (M,) and ``b`` (N,) the upstream gradients of the row and column values,
 ``R = log(e^rho + e^z_ii)``, ``K`` likewise.

@@ -83,18 +83,16 @@ def _contrastive(
         keep = _products_kept(x, y, workspace, backend)
         statistics = blockwise.statistics(runner, problem, x.dtype, columns=columns, keep=keep)
         row, col = blockwise.values(problem, statistics, runner)
-    dtype = compute_dtype(x.dtype)
-    empty = row.new_empty(0)
+    dtype, sums = compute_dtype(x.dtype), statistics.rows
+    # Copies: the sigmoid's values are its sums, and an op's results may not share memory.
     return (
-        row.to(
-            dtype, copy=True
-        ),  # the sigmoid's values are its sums, and an op's results may not share memory
+        row.to(dtype, copy=True),
         x.new_empty(0, dtype=dtype) if col is None else col.to(dtype),
-        statistics.rows.shift,
-        statistics.rows.sum,
-        empty if statistics.cols is None else statistics.cols.shift,
-        row.new_empty(0) if statistics.cols is None else statistics.cols.sum,
-        row.new_empty(0) if statistics.positive is None else statistics.positive,
+        sums.shift,
+        sums.sum,
+        sums.sum.new_empty(0) if statistics.cols is None else statistics.cols.shift,
+        sums.sum.new_empty(0) if statistics.cols is None else statistics.cols.sum,
+        sums.sum.new_empty(0) if statistics.positive is None else statistics.positive,
         statistics.products,
     )
 

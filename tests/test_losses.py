@@ -41,7 +41,7 @@ def accepted_runs() -> list:
             continue
         for number, (objective, name) in enumerate(CASES):
             interpreted = backend not in COMPILED_BACKENDS and device == "cpu"
-            slow = interpreted and number % (5 if dtype == torch.float32 else 20)
+            slow = interpreted and number % (7 if dtype == torch.float32 else 14) != 0
             identity = f"{backend}-{device}-{short(dtype)}-{objective}-{name}"
             marks = [pytest.mark.slow] if slow else []
             runs.append(pytest.param(backend, device, dtype, objective, name, marks=marks, id=identity))

@@ -39,7 +39,7 @@ class CpuBackend(Backend):
         return torch.float64
 
     def block_shape(self, m: int, n: int) -> tuple[int, int]:
-        return 1024, 2048
+        return 1024, 4096
 
     def pack_labels(self, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         # Numbered densely, labels fit 32 bits, as wide as a float: they are compared in the same vector registers.

@@ -6,7 +6,8 @@ images against all texts, so that every logit is computed once over all ranks, i
     ranks        who takes part, and the check that all mean the same loss
     collectives  torch.distributed's, named, for shards of any size, counted
     exchange     the two ways texts get around: gather and ring
-    strips       the loss of a rank's images against everybody's texts
+    driver       a rank's images against everybody's texts, piece by piece, on the blockwise driver
+    strips       the same as a function that autograd knows
     sums         sums over ranks, and the terms that are linear in the logits
 
 What comes back: with reduction "mean" or "sum" the loss of the whole batch, the same number on every rank; with "none"
@@ -17,8 +18,9 @@ on every rank, which averaging leaves as it is.
 """
 
 from fastclip.distributed.collectives import CollectiveError, traffic
+from fastclip.distributed.driver import Spec
 from fastclip.distributed.ranks import MODES, Ranks, together, world
-from fastclip.distributed.strips import Spec, contrastive
+from fastclip.distributed.strips import contrastive
 from fastclip.distributed.sums import positive_means, reduce, shared, smoothing, total
 
 __all__ = [

@@ -77,18 +77,20 @@ class Ranks:
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks, which are waiting in `agree`, that this one was called with arguments it refuses."""
         text = f"{type(error).__name__}: {error}"
-        self._exchange({"refused": text if len(text) < 300 else text[:300] + " …"})
+        while len(_encoded({"refused": text})) > MESSAGE:
+            text = text[: len(text) // 2] + " …"
+        self._exchange({"refused": text})
 
     def _exchange(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        said = json.dumps(message).encode().ljust(MESSAGE)
-        words = torch.frombuffer(bytearray(said), dtype=torch.int64).to(_message_device(self.group))
+        said = bytearray(_encoded(message).ljust(MESSAGE))
+        words = torch.frombuffer(said, dtype=torch.int64).to(_message_device(self.group))
         everyones = collectives.all_gather(self, words, "all-gather of the terms of the loss").cpu()
         return [json.loads(bytes(row.numpy().tobytes())) for row in everyones.view(self.size, -1)]
 
     def take(self, vector: Tensor, owners: tuple[int, ...]) -> Tensor:
         """Return the part of a vector over all columns (N,) that belongs to some ranks, in their order."""
         parts = vector.split(self.cols)
-        return torch.cat([parts[owner] for owner in owners])
+        return parts[owners[0]] if len(owners) == 1 else torch.cat([parts[owner] for owner in owners])
 
 
 def together(group: Any, mode: str) -> AbstractContextManager[Ranks | None]:
@@ -105,12 +107,11 @@ def together(group: Any, mode: str) -> AbstractContextManager[Ranks | None]:
         ValueError: an unknown mode, a mesh of several dimensions, or a group without this process.
         TypeError: something else as group.
     """
-    if group is None:
+    ranks = None if group is None else Ranks(_process_group(group), mode)
+    if ranks is None or ranks.size == 1:
+        _check_mode(mode)
         return nullcontext()
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
-    ranks = Ranks(_process_group(group), mode)
-    return nullcontext() if ranks.size == 1 else _or_refuse(ranks)
+    return _or_refuse(ranks)
 
 
 def world(rank: int, world_size: int) -> dist.ProcessGroup:
@@ -136,6 +137,7 @@ def world(rank: int, world_size: int) -> dist.ProcessGroup:
 @contextmanager
 def _or_refuse(ranks: Ranks) -> Iterator[Ranks]:
     try:
+        _check_mode(ranks.mode)
         yield ranks
     except collectives.CollectiveError:
         raise
@@ -143,6 +145,11 @@ def _or_refuse(ranks: Ranks) -> Iterator[Ranks]:
         if not ranks.agreed:
             ranks.refuse(error)
         raise
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
 
 
 def _process_group(group: Any) -> dist.ProcessGroup:
@@ -163,6 +170,10 @@ def _process_group(group: Any) -> dist.ProcessGroup:
             f"group must be a ProcessGroup or a one-dimensional DeviceMesh, got {type(group).__name__}"
         )
     return group
+
+
+def _encoded(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, ensure_ascii=False).encode()
 
 
 def _message_device(group: dist.ProcessGroup) -> torch.device:

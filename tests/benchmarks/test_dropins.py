@@ -17,11 +17,11 @@ def test_a_dropin_is_measured(
 ) -> None:
     pytest.importorskip("pytorch_metric_learning")
     monkeypatch.setattr(dropins, "_memory", lambda dropin, side, n, d: 2**20 * (1 + (side == "theirs")))
-    options = ["-n", "32", "-d", "8", "--seconds", "0", "--only", "metric", "--output", str(tmp_path)]
+    options = ["-n", "256", "-d", "8", "--seconds", "0", "--only", "metric", "--output", str(tmp_path)]
     assert program.main(["dropins", *options]) == 0
     assert "| pytorch-metric-learning NTXentLoss | 8 | 8 | " in capsys.readouterr().out
     document = json.loads((tmp_path / "dropins-cpu.json").read_text())
-    assert document["command"] == "python -m benchmarks dropins -n 32 -d 8"
+    assert document["command"] == "python -m benchmarks dropins -n 256 -d 8"
     (row,) = document["rows"]
     assert row["theirs_memory"] == 2 * row["ours_memory"] == 2**21
     assert row["speedup"] > 0 and row["ours_seconds"] > 0
@@ -44,6 +44,13 @@ def test_both_sides_of_every_dropin_run(dropin: dropins.DropIn) -> None:
             dropin.prepare(side, 16, dropin.width or 32)()
         except Unavailable as reason:
             pytest.skip(str(reason))
+
+
+@pytest.mark.slow
+def test_what_fails_is_a_row() -> None:
+    broken = dropins.DropIn("nonesuch Loss", lambda side, n, d: lambda: None)  # unknown to the other process
+    row = dropins.measure_dropin(broken, 8, 8, seconds=0)
+    assert row["failure"].startswith("theirs failed: StopIteration")
 
 
 @pytest.mark.slow

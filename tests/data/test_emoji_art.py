@@ -68,7 +68,7 @@ def test_black_white_and_every_skin_tone_stand_out_from_the_background(emoji_cac
 
 def test_alpha_is_laid_over_the_background() -> None:
     rgba = np.array([[[[255, 0, 7, 255], [9, 9, 9, 0], [0, 0, 0, 128], [255, 255, 255, 128]]]], np.uint8)
-    out = emoji_art._compose(rgba)
+    out = emoji_art._compose(rgba, BACKGROUND)
     assert out.shape == (1, 3, 1, 4)
     half_black = [round(b * 127 / 255) for b in BACKGROUND]
     half_white = [round((b * 127 + 255 * 128) / 255) for b in BACKGROUND]

@@ -37,7 +37,9 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self._workers: list[tuple[Any, Connection]] = []
-        self._world = 0
+        self._stores = tempfile.TemporaryDirectory()
+        self._worlds = 0
+        self._world: tuple[int, float] | None = None  # its size, and the seconds that a collective may take
 
     def run(
         self,
@@ -69,8 +71,11 @@ class Pool:
         """Do as `run`, but return (True, result) or (False, traceback) of every rank."""
         if len(self._workers) < self.size:
             self._start()
-        fresh = None if self._world == world else os.path.join(tempfile.mkdtemp(), "store")
-        self._world = world
+        wanted = (world, collective_limit)
+        fresh = None
+        if self._world != wanted:
+            self._world, self._worlds = wanted, self._worlds + 1
+            fresh = os.path.join(self._stores.name, str(self._worlds))
         workers = self._workers[:world]
         for rank, (_, pipe) in enumerate(workers):
             pipe.send_bytes(pickle.dumps((function, arguments, rank, world, fresh, collective_limit)))
@@ -94,7 +99,7 @@ class Pool:
             pipe.close()
             process.kill()
             process.join()
-        self._workers, self._world = [], 0
+        self._workers, self._world = [], None
 
     def _start(self) -> None:
         self.close()

@@ -75,6 +75,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"backend": "abacus"}, "backend must be"),
     ({"label_smoothing": 2.0}, "label_smoothing must lie in"),
     ({"width": 0}, "is empty"),
+    ({"mode": "star"}, "mode must be one of 'gather', 'ring', got 'star'"),
+    ({"reduction": "ü" * 3000}, "reduction must be one of"),  # longer than the message
 ]
 
 
@@ -102,7 +104,7 @@ def misuse() -> list[str]:
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("a", "b"))
     other = dist.new_group([1 - dist.get_rank()], use_local_synchronization=False)
     said = []
-    for group, mode in ((mesh, "gather"), ("world", "gather"), (dist.group.WORLD, "star")):
+    for group, mode in ((mesh, "gather"), ("world", "gather"), (None, "star")):
         try:
             fastclip.clip_loss(x, x, 1.0, group=group, mode=mode)
         except (ValueError, TypeError) as error:

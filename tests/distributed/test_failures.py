@@ -14,7 +14,7 @@ from fastclip.distributed import CollectiveError
 from tests.distributed.oracle import D
 from tests.distributed.pool import Pool
 
-LIMIT = 3
+LIMIT = 2
 
 
 def step(mode: str, moment: str, way: str) -> tuple[str, float]:
@@ -25,7 +25,7 @@ def step(mode: str, moment: str, way: str) -> tuple[str, float]:
         if last and now == moment:
             if way == "dies":
                 os._exit(1)
-            time.sleep(2 * LIMIT)
+            time.sleep(3 * LIMIT)
 
     x, y = torch.randn(3, D, requires_grad=True), torch.randn(3, D, requires_grad=True)
     fastclip.clip_loss(x, y, 1.7, group=dist.group.WORLD, mode=mode).backward()  # all is well at first
@@ -52,7 +52,8 @@ def step(mode: str, moment: str, way: str) -> tuple[str, float]:
     ],
 )
 def test_a_lost_rank_ends_the_others(ranks: Pool, mode: str, moment: str, way: str) -> None:
-    outcomes = ranks.outcomes(step, 3, mode, moment, way, collective_limit=LIMIT, limit=10 * LIMIT)
+    outcomes = ranks.outcomes(step, 3, mode, moment, way, collective_limit=LIMIT, limit=30 * LIMIT)
+    ranks.close()  # a group that lost a rank serves nobody else
     if way == "dies":
         assert outcomes[2] == (False, "the process ended")
     for ok, said in outcomes[:2]:
@@ -64,4 +65,4 @@ def test_a_lost_rank_ends_the_others(ranks: Pool, mode: str, moment: str, way: s
             else "failed on rank" in message
         )
         assert "a rank has died" in message
-        assert seconds < 3 * LIMIT
+        assert seconds < 5 * LIMIT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -32,6 +34,15 @@ def features(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.fl
 def test_the_public_losses_are_the_same_classes() -> None:
     assert ours.ClipLoss is fastclip.ClipLoss
     assert ours.SigLipLoss is fastclip.SigLipLoss
+
+
+def test_neither_open_clip_nor_transformers_is_needed() -> None:
+    program = """
+import sys
+sys.modules["open_clip"] = sys.modules["transformers"] = None
+import fastclip.hf, fastclip.open_clip
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_output_dict_has_open_clips_keys() -> None:

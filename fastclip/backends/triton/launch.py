@@ -194,7 +194,10 @@ def _strips(problem: Problem, block: Block, plan: Plan, spec: Spec) -> tuple[Ten
         *(*_operands(problem, plan.statistics, plan), *_sides(problem), prepared(problem), row_part, col_part),
         *(_place(problem, block), splits, spec),
     )
-    strips.strip_statistics[(whole * splits,)](*common, **_options(plan.statistics))
+    if whole and height >= spec.block_m:
+        strips.strip_statistics[(whole * splits,)](*common, **_options(plan.statistics))
+    elif col_part is not None:
+        col_part.zero_()
     edges = whole * slots + (splits + slots if count > whole else 0)
     strips.edge_statistics[(edges,)](*common, **_options(plan.statistics))
     return row_part, col_part

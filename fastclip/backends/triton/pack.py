@@ -20,17 +20,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastclip.backends.base import EPS, Packed
+from fastclip.backends.triton.plan import INTERPRETED
 
 #: Rows are padded with zeros to whole tiles, so that no load needs a mask.
 ROW_MULTIPLE, WIDTH_MULTIPLE = 256, 64
 
+#: Rows of a program, and features at a time, of kernels over rows. Interpreted, what counts is the number of steps.
+ROWS, CHUNK = (256, 512) if INTERPRETED else (16, 128)
+
 #: The exponent that a row's norm (or the largest entry, where rows are taken as given) stays below.
 TOP = 14
-
-
-def row_blocks(tensor: Tensor) -> tuple[int, int]:
-    """Return (rows of a program, features at a time) of a kernel that goes over rows."""
-    return (16, 128) if tensor.is_cuda else (256, 512)  # interpreted, what counts is the number of steps
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,13 @@ def pack(features: Tensor, normalize: bool) -> PackedHalves:
     measure = torch.empty(2, dtype=torch.float32, device=device)
     inverse_norm = torch.empty(m, dtype=torch.float32, device=device) if normalize else None
     factor = torch.empty_like(inverse_norm) if normalize and features.dtype != torch.float32 else None
-    block = row_blocks(features)
-    count = triton.cdiv(m, block[0])
+    count = triton.cdiv(m, ROWS)
     peaks = None if normalize else torch.empty(2, count, dtype=torch.float32, device=device)
     if peaks is not None:
-        measure_rows[(count,)](features, peaks, m, d, features.stride(), count, *block)
-    pack_rows[(triton.cdiv(padded, block[0]),)](
+        measure_rows[(count,)](features, peaks, m, d, features.stride(), count, ROWS, CHUNK)
+    pack_rows[(triton.cdiv(padded, ROWS),)](
         *(features, peaks, data, measure, inverse_norm, factor, (padded, m, d), features.stride(), count),
-        *(width, halves, TOP, *block),
+        *(width, halves, TOP, ROWS, CHUNK),
     )
     return PackedHalves(data, inverse_norm, measure, factor, m, d, halves)
 

@@ -20,6 +20,9 @@ from fastclip.objectives import Objective
 
 TABLE = Path(__file__).with_name("tiles.json")
 
+#: Whether Triton interprets kernels on the CPU: fixed when it was imported.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
 #: Up to so many entries the whole matrix of coefficients is kept in fp32: next to the launches it costs nothing.
 #: fp16 loses digits of coefficients 2^-29 of the largest, and where all features share most of their direction, so
 #: that a row's coefficients nearly cancel, its rounding shows; in a large batch both average out.
@@ -67,7 +70,7 @@ class Plan:
         def rounds(splits: int) -> tuple[int, int]:
             return triton.cdiv(strips * splits, slots) * triton.cdiv(tiles, splits), splits
 
-        return min(range(1, min(tiles, 2 * slots) + 1), key=rounds)
+        return min(range(1, max(1, min(tiles, 2 * slots)) + 1), key=rounds)
 
     def programs(self, tiles: int, tile: Tile) -> int:
         """Return how many programs share so many tiles."""
@@ -92,7 +95,7 @@ def plan_for(problem: Problem) -> Plan:
     """Decide how to run a problem."""
     x, entries = problem.x, len(problem.x) * len(problem.y)
     exact = entries <= EXACT_ENTRIES
-    if not x.data.is_cuda:
+    if INTERPRETED:
         return Plan(GENERAL, GENERAL, GENERAL._replace(block_n=128), exact, False, False, processors=2)
     variant = "float32" if x.halves == 2 else "half" if x.factor is None else "factors"  # type: ignore[attr-defined]
     capability, processors = _device(x.data.device.index)

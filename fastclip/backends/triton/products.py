@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastclip.backends.base import Block
-from fastclip.backends.triton.pack import PackedHalves, row_blocks
+from fastclip.backends.triton.pack import CHUNK, ROWS, PackedHalves
+from fastclip.backends.triton.plan import INTERPRETED
 
 #: Of the second half of coefficients (tiles.LO_POWER).
 LO_POWER = 2.0**11
@@ -85,11 +86,10 @@ def finish(
     """
     m, d = len(packed), packed.features
     # The interpreter truncates where it should round to bfloat16.
-    out = torch.empty(m, d, dtype=dtype if total.is_cuda else torch.float32, device=total.device)
-    block = row_blocks(total)
-    finish_rows[(triton.cdiv(m, block[0]),)](
+    out = torch.empty(m, d, dtype=torch.float32 if INTERPRETED else dtype, device=total.device)
+    finish_rows[(triton.cdiv(m, ROWS),)](
         *(total, packed.data, packed.measure, packed.factor, packed.inverse_norm, partner.measure, power, scale, out),
-        *((m, d), packed.width, packed.halves, *block),
+        *((m, d), packed.width, packed.halves, ROWS, CHUNK),
     )
     return out.to(dtype)
 

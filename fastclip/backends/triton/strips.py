@@ -4,9 +4,9 @@
     edge_statistics       forward: what that leaves out, with masks: tiles on the diagonal, and ragged ones
     sweep_coefficients    backward: all whole tiles; tile_coefficients then redoes those on the diagonal
 
-One exponential: every sum has the same shift b = logit.shift, made from a bound of all logits (vectors.py), and the
-coefficient is ``2^(t - b) (R_i + C_j)`` with the sums' shifts moved into R and C. Where b lies so far above a row's
-own logits that digits would be lost, a flag says so (vectors.py) and tiles.py's kernels do the work again.
+One exponential: every sum has the same shift, the b that is in all logits t already (made from a bound of them, see
+vectors.py), and the coefficient is ``2^t (R_i + C_j)`` with the sums' own shifts moved into R and C. Where b lies so
+far above a row's own logits that digits would be lost, a flag says so and tiles.py's kernels do the work again.
 
 Why no masks: a mask in these loops costs 40 registers and spills. Why the reshape: the rows of a warp's registers are
 added where they are, and cross-lane reductions happen once a strip instead of once a tile.
@@ -47,12 +47,13 @@ def diagonal_tiles(strip, tiles, place, spec: tl.constexpr):
 
 @triton.jit
 def exponential(acc, rows, cols, logit, place, row_side, col_side, spec: tl.constexpr):
-    """Return what a tile's sums add up: 2^(t - b), or softplus(z)."""
+    """Return what a tile's sums add up: 2^t, or softplus(z)."""
     s = with_factors(acc, rows, cols, place, row_side, col_side, spec)
+    t = logits(s, logit, spec)
     if spec.objective == "softmax":
-        return tl.exp2(tl.fma(s, tl.load(logit), -tl.load(logit + 2)))
+        return tl.exp2(t)
     else:
-        return softplus(logits(s, logit, spec))
+        return softplus(t)
 
 
 @triton.jit(do_not_specialize=["place", "splits"])
@@ -154,7 +155,7 @@ def write_coefficients(
         weight = row_weight[:, None]
         if spec.columns:
             weight = weight + tl.load(weights.col_shifted + cols)[None, :]
-        g = tl.exp2(tl.fma(s, tl.load(logit), -tl.load(logit + 2))) * weight
+        g = tl.exp2(logits(s, logit, spec)) * weight
     else:
         g = row_weight[:, None] * sigmoid(logits(s, logit, spec))
     gs_sum = tl.sum(g * s, 1)

@@ -77,7 +77,7 @@ class Flags(NamedTuple):
 class Weights(NamedTuple):
     """Pointers to the coefficients' ingredients, times their power of two; shifts are whole numbers (log2 units).
 
-    ``*_shifted``: ``factor 2^(logit.shift - shift)``, for the main kernel, where one exponential serves both sides.
+    ``*_shifted``: ``factor 2^-shift``, for the main kernel, where one exponential serves both sides.
     """
 
     row_shift: Any
@@ -131,13 +131,14 @@ def with_factors(values, rows, cols, place, row_side, col_side, spec: tl.constex
 
 @triton.jit
 def logits(s, logit, spec: tl.constexpr):
-    """Return logits in log2 units from logit = (c, bias, …).
+    """Return logits in log2 units from logit = (c, bias, b, …); the softmax's less b, and without the bias.
 
-    The softmax does not notice a bias, it is added to the shifts afterwards. The sigmoid's logits are made in nats
+    Both are added to the sums' shifts afterwards. The same rounding in every kernel: an error in the exponent of a
+    sum's largest term and in that term's coefficient is no error in their ratio. The sigmoid's logits are made in nats
     first: what is near 0 keeps its digits.
     """
     if spec.objective == "softmax":
-        return s * tl.load(logit)
+        return tl.fma(s, tl.load(logit), -tl.load(logit + 2))
     else:
         return tl.fma(s, tl.load(logit), tl.load(logit + 1)) * LOG2_E
 

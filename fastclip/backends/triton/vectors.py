@@ -163,12 +163,15 @@ def merge_side(pairs, fixed, running, logit, flagged, count, n, first, spec: tl.
         more = added(pairs[1], count, n, at, inside)
         tl.store(running.sum + at, tl.load(running.sum + at, mask=inside) + more, mask=inside)
     else:
-        if flagged:
+        if fixed is None:
             shift, more = joined(pairs, count, n, at, inside)
         else:
-            shift = tl.zeros([BLOCK], tl.float64) + tl.load(logit + 2)
-            more = tl.load(fixed + at, mask=inside, other=0.0)
-        shift = shift * LN_2 + tl.load(logit + 1)
+            if flagged:
+                shift, more = joined(pairs, count, n, at, inside)
+            else:
+                shift = tl.zeros([BLOCK], tl.float64)
+                more = tl.load(fixed + at, mask=inside, other=0.0)
+        shift = (shift + tl.load(logit + 2)) * LN_2 + tl.load(logit + 1)
         old_shift = tl.load(running.shift + at, mask=inside, other=0.0)
         old = tl.load(running.sum + at, mask=inside, other=0.0)
         top = tl.maximum(old_shift, shift)
@@ -188,9 +191,9 @@ def merge(
     """
     pid = tl.program_id(0)
     row_programs = tl.cdiv(size[0], BLOCK)
-    flagged = True
+    flagged = 1
     if spec.guard != "":
-        flagged = permitted(flags, spec) > 0
+        flagged = permitted(flags, spec)
     if pid < row_programs:
         merge_side(row_pairs, row_fixed, stats.row, logit, flagged, parts[0], size[0], pid * BLOCK, spec)
     elif spec.columns:
@@ -325,26 +328,29 @@ def largest(numbers, count):
 
 
 @triton.jit
-def moved(shift, sum, grad, z, bias, spec: tl.constexpr):
-    """Return (whole shift in log2 units without bias, grad / sum at that shift) of a softmax side, float64."""
+def moved(shift, sum, grad, z, offset, spec: tl.constexpr):
+    """Return (whole shift of the kernels' t, grad / sum at that shift) of a softmax side, float64.
+
+    offset: what is 0 for t, in nats.
+    """
     top = shift
     if spec.diagonal:
         top = tl.maximum(shift, z)
         sum = sum * tl.exp(shift - top) + tl.exp(z - top)
-    whole = tl.floor((top - bias + tl.log(sum)) * LOG2_E + 0.5)
+    whole = tl.floor((top - offset + tl.log(sum)) * LOG2_E + 0.5)
     whole = tl.minimum(tl.maximum(whole, -1e30), 1e30)
-    return whole, grad * tl.exp(whole * LN_2 + bias - top) / sum
+    return whole, grad * tl.exp(whole * LN_2 + offset - top) / sum
 
 
 @triton.jit
-def write_weights(out, whole, factor, power, logit, at, inside, spec: tl.constexpr):
+def write_weights(out, whole, factor, power, at, inside, spec: tl.constexpr):
     """Store one side's weights to out = (shift, factor, shifted); return whether `shifted` is so large that its exponentials' flushing would show."""
     factor *= power
     tl.store(out[0] + at, whole.to(tl.float32), mask=inside)
     tl.store(out[1] + at, factor.to(tl.float32), mask=inside)
     low = tl.zeros([BLOCK], tl.int32)
     if spec.guard != "":
-        shifted = factor * tl.exp((tl.load(logit + 2).to(tl.float64) - whole) * LN_2)
+        shifted = factor * tl.exp(-whole * LN_2)
         tl.store(out[2] + at, shifted.to(tl.float32), mask=inside)
         highest = -LOW_EXPONENT - LOST - 11 * (spec.halves - 1)
         low = tl.where(inside & (tl.log2(tl.abs(shifted)) > highest), 1, 0)
@@ -360,7 +366,7 @@ def weigh(stats, bounds, logit, weights, power_out, flags, size, diagonal, count
     """
     pid = tl.program_id(0)
     at = pid * BLOCK + tl.arange(0, BLOCK)
-    bias = tl.load(logit + 1).to(tl.float64)
+    offset = tl.load(logit + 1).to(tl.float64) + tl.load(logit + 2).to(tl.float64) * LN_2
     exponent = tl.zeros([], tl.int64)
     if not spec.exact:
         size_of_g = largest(bounds[0], count) + largest(bounds[1], count)
@@ -380,9 +386,9 @@ def weigh(stats, bounds, logit, weights, power_out, flags, size, diagonal, count
     whole = tl.zeros([BLOCK], tl.float64)
     factor = grad
     if spec.objective == "softmax":
-        whole, factor = moved(shift, sum, grad, z, bias, spec)
+        whole, factor = moved(shift, sum, grad, z, offset, spec)
     row_out = (weights.row_shift, weights.row_factor, weights.row_shifted)
-    low = write_weights(row_out, whole, factor, power, logit, at, inside, spec)
+    low = write_weights(row_out, whole, factor, power, at, inside, spec)
     if spec.columns and spec.diagonal:
         own = at + diagonal
         shift = tl.load(stats.col.shift + own, mask=inside, other=0.0)
@@ -403,12 +409,12 @@ def weigh(stats, bounds, logit, weights, power_out, flags, size, diagonal, count
             z = shift
         sum = tl.load(stats.col.sum + at, mask=inside, other=1.0)
         grad = tl.load(stats.col_grad + at, mask=own, other=0.0).to(tl.float64)
-        whole, factor = moved(shift, sum, grad, z, bias, spec)
+        whole, factor = moved(shift, sum, grad, z, offset, spec)
         # Without a gradient: a shift above every logit, so that exponentials are 0 there and never infinite.
         idle = (own == 0) | (grad == 0.0)
         whole, factor = tl.where(idle, 1e30, whole), tl.where(idle, 0.0, factor)
         col_out = (weights.col_shift, weights.col_factor, weights.col_shifted)
-        low = tl.maximum(low, write_weights(col_out, whole, factor, power, logit, at, inside, spec))
+        low = tl.maximum(low, write_weights(col_out, whole, factor, power, at, inside, spec))
     if spec.guard != "":
         tl.store(flags + pid, tl.max(low, 0))
 
