@@ -14,9 +14,18 @@ COMMANDS = {
         "benchmarks.dropins",
         "each drop-in beside the loss of open_clip, transformers, … that it replaces",
     ),
-    "sharded": ("benchmarks.sharded", "losses over 1, 2 and 4 ranks of this machine: time, and bytes on the wire"),
-    "scaling": ("benchmarks.scaling", "simulate a loss over 8 to 4,096 ranks: which mode to use, and its memory"),
-    "largebatch": ("benchmarks.largebatch", "memory of a step of the demo's encoders, with and without micro-batches"),
+    "sharded": (
+        "benchmarks.sharded",
+        "losses over 1, 2 and 4 ranks of this machine: time, and bytes on the wire",
+    ),
+    "scaling": (
+        "benchmarks.scaling",
+        "simulate a loss over 8 to 4,096 ranks: which mode to use, and its memory",
+    ),
+    "largebatch": (
+        "benchmarks.largebatch",
+        "memory of a step of the demo's encoders, with and without micro-batches",
+    ),
     "gpu": ("benchmarks.gpu", "check and time everything on this machine's GPU"),
     "tune": ("benchmarks.tune", "choose the Triton kernels' tiles for this GPU"),
     "chart": ("benchmarks.chart", "draw the charts of a result file anew"),

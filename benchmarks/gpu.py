@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder for results")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        say("this torch sees no GPU: nothing to check or time here (`make test` runs the kernels interpreted)")
+        say(
+            "this torch sees no GPU: nothing to check or time here (`make test` runs the kernels interpreted)"
+        )
         return 2
     table = ["--output", str(options.output / "accuracy-cuda.md")]
     if accuracy.main([*table, "--dtypes", "float32", "bfloat16"] if options.quick else table):

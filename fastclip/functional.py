@@ -85,7 +85,9 @@ def clip_loss(
         CollectiveError: a rank of the group died or stayed away.
     """
     with distributed.together(group, mode) as ranks:
-        call = _Call.of(IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize, ranks)
+        call = _Call.of(
+            IMAGE_TEXT, image_features, text_features, logit_scale, logit_bias, labels, normalize, ranks
+        )
         call.resources(workspace, backend)
         return _softmax_loss(call, (0.5, 0.5), reduction, diagonal, multi_positive, label_smoothing)
 

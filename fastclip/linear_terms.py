@@ -15,7 +15,13 @@ from fastclip.backends import compute_dtype
 
 
 def smoothing(
-    x: Tensor, y: Tensor, scale: Tensor, labels: tuple[Tensor, Tensor] | None, *, normalize: bool, diagonal: int
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: tuple[Tensor, Tensor] | None,
+    *,
+    normalize: bool,
+    diagonal: int,
 ) -> tuple[Tensor, Tensor]:
     """Return what label smoothing adds to the pairs' row and column losses per unit of smoothing, (M,) each.
 
@@ -42,7 +48,13 @@ def smoothing(
 
 
 def positive_means(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, labels: tuple[Tensor, Tensor], *, normalize: bool
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    labels: tuple[Tensor, Tensor],
+    *,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the mean logit of every row's positives (M,), of every column's (N,), and how many each has.
 
@@ -51,7 +63,10 @@ def positive_means(
     x, y = unit(x, normalize), unit(y, normalize)
     row_labels, col_labels = labels
     means = []
-    for own, own_labels, others, other_labels in ((x, row_labels, y, col_labels), (y, col_labels, x, row_labels)):
+    for own, own_labels, others, other_labels in (
+        (x, row_labels, y, col_labels),
+        (y, col_labels, x, row_labels),
+    ):
         total, count = group_sums(others, other_labels, own_labels)
         z = scale * (own * total / count.clamp_min(1)).sum(dim=1)
         z = z if bias is None else z + bias
@@ -66,7 +81,9 @@ def unit(features: Tensor, normalize: bool) -> Tensor:
     return F.normalize(features, dim=1) if normalize else features
 
 
-def _mean_of_others(keys: Tensor, key_labels: Tensor, labels: Tensor, positives: Tensor, shared: Tensor) -> Tensor:
+def _mean_of_others(
+    keys: Tensor, key_labels: Tensor, labels: Tensor, positives: Tensor, shared: Tensor
+) -> Tensor:
     """Return, per label, the mean of the keys with another label and of the positive, (len(labels), D)."""
     total, count = group_sums(keys, key_labels, labels)
     # The positive shares the label, as a rule, and was taken out with its group; where it does not, it is in already.

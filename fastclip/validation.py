@@ -25,17 +25,23 @@ def check_features(
         if not isinstance(features, Tensor):
             raise TypeError(f"{name} must be a tensor of shape (rows, D), got {type(features).__name__}")
         if features.dim() != 2:
-            raise ValueError(f"{name} must have shape (rows, D), got {tuple(features.shape)}; flatten or pool it first")
+            raise ValueError(
+                f"{name} must have shape (rows, D), got {tuple(features.shape)}; flatten or pool it first"
+            )
         if not features.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {features.dtype}; convert it with .float()")
         if 0 in features.shape[shards:]:
-            raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; a loss needs at least one pair")
+            raise ValueError(
+                f"{name} is empty, shape {tuple(features.shape)}; a loss needs at least one pair"
+            )
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"{names[1]} has {y.shape[1]} features but {names[0]} has {x.shape[1]}; project both to one width"
         )
     if x.device != y.device:
-        raise ValueError(f"{names[1]} is on {y.device} but {names[0]} is on {x.device}; move both to one device")
+        raise ValueError(
+            f"{names[1]} is on {y.device} but {names[0]} is on {x.device}; move both to one device"
+        )
     if x.dtype == y.dtype:
         return x, y
     if not torch.is_autocast_enabled(x.device.type):
@@ -88,17 +94,23 @@ def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) ->
         return None
     if isinstance(labels, Tensor):
         if m != n:
-            raise ValueError(f"labels must be a (rows, columns) pair of tensors where M != N, here {m} and {n}")
+            raise ValueError(
+                f"labels must be a (rows, columns) pair of tensors where M != N, here {m} and {n}"
+            )
         labels = (labels, labels)
     if not isinstance(labels, (tuple, list)) or len(labels) != 2:
-        raise TypeError(f"labels must be an integer tensor or a (rows, columns) pair of them, got {_describe(labels)}")
+        raise TypeError(
+            f"labels must be an integer tensor or a (rows, columns) pair of them, got {_describe(labels)}"
+        )
     pair = []
     for side, ids, length in zip(("row", "column"), labels, (m, n), strict=True):
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex():
             got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"{side} labels must be an integer tensor, got {got}")
         if ids.shape != (length,):
-            raise ValueError(f"{side} labels must have shape ({length},), one per feature row, got {tuple(ids.shape)}")
+            raise ValueError(
+                f"{side} labels must have shape ({length},), one per feature row, got {tuple(ids.shape)}"
+            )
         pair.append(ids.to(device, torch.int64))
     return pair[0], pair[1]
 
@@ -119,7 +131,9 @@ def check_multi_positive(
     if labels is None:
         raise ValueError("multi_positive=True needs labels: pairs that share a label are the positives")
     if diagonal != 0:
-        raise ValueError(f"diagonal must be 0 with multi_positive=True, got {diagonal}: labels decide the positives")
+        raise ValueError(
+            f"diagonal must be 0 with multi_positive=True, got {diagonal}: labels decide the positives"
+        )
     if label_smoothing:
         raise ValueError(
             f"label_smoothing must be 0 with multi_positive=True, got {label_smoothing}: the target is already spread"
@@ -164,4 +178,6 @@ def check_workspace(workspace: float | None) -> None:
         ValueError: negative.
     """
     if workspace is not None and workspace < 0:
-        raise ValueError(f"workspace must be at least 0 MiB (0 keeps nothing between the passes), got {workspace}")
+        raise ValueError(
+            f"workspace must be at least 0 MiB (0 keeps nothing between the passes), got {workspace}"
+        )

@@ -112,7 +112,7 @@ def _objective(problem: Problem) -> _C.Objective:
 
 
 def _problem_tile(problem: Problem, block: Block, products: Tensor) -> _C.Tile:
-    rows, cols = block.shape
+    rows, _ = block.shape
     # Outside every tile where rows have no positive.
     diagonal = (
         -rows - 1 if problem.diagonal is None else problem.diagonal + block.rows.start - block.cols.start

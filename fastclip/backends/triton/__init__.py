@@ -29,7 +29,9 @@ class TritonBackend(Backend):
         if _interpreted():
             return None
         if not torch.cuda.is_available() or torch.version.cuda is None:
-            return "there is no CUDA GPU (TRITON_INTERPRET=1, set before Triton is imported, runs it on the CPU)"
+            return (
+                "there is no CUDA GPU (TRITON_INTERPRET=1, set before Triton is imported, runs it on the CPU)"
+            )
         major, minor = torch.cuda.get_device_capability()
         if major < 8:
             return f"it needs compute capability 8.0 (Ampere) or newer, this GPU has {major}.{minor}"

@@ -73,20 +73,37 @@ def statistics(problem: Problem, block: Block, rows: Sums, cols: Sums | None) ->
             row_pairs, col_pairs, parts = _pairs(problem, block, plan, flags, spec)
     else:
         row_pairs, col_pairs, parts = _pairs(problem, block, plan, None, spec)
-    stats = Stats(Pair(rows.shift, rows.sum), None if cols is None else Pair(cols.shift, cols.sum), None, None, None)
+    stats = Stats(
+        Pair(rows.shift, rows.sum), None if cols is None else Pair(cols.shift, cols.sum), None, None, None
+    )
     vectors.merge[(_programs(block.shape, cols is not None),)](
-        *(row_pairs, col_pairs, row_fixed, col_fixed, stats, flags, prepared(problem), block.shape, parts, spec)
+        *(
+            row_pairs,
+            col_pairs,
+            row_fixed,
+            col_fixed,
+            stats,
+            flags,
+            prepared(problem),
+            block.shape,
+            parts,
+            spec,
+        )
     )
 
 
-def values(problem: Problem, rows: Sums, cols: Sums | None, positive: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def values(
+    problem: Problem, rows: Sums, cols: Sums | None, positive: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Return the rows' values (M,) and the columns' (N,), float32."""
     m, n = len(problem.x), len(problem.y)
     row = torch.empty(m, dtype=torch.float32, device=rows.sum.device)
     col = None if cols is None else torch.empty(n, dtype=torch.float32, device=rows.sum.device)
     spec = _spec(problem, planning.GENERAL, columns=cols is not None)
     stats = _stats(rows, cols, positive, None, None)
-    vectors.values[(_programs((m, n), cols is not None),)](stats, row, col, (m, n), problem.diagonal or 0, spec)
+    vectors.values[(_programs((m, n), cols is not None),)](
+        stats, row, col, (m, n), problem.diagonal or 0, spec
+    )
     return row, col
 
 
@@ -157,7 +174,10 @@ def coefficients(problem: Problem, block: Block, weights: TritonWeights, out: Te
     totals = torch.zeros(2, programs * tile.block_m + 2 * others, dtype=torch.float32, device=device)
     swept, edges, redone = totals.split([programs * tile.block_m, others, others], dim=1)
     shape = [tile.block_m, tile.block_n // 2]
-    halves = [TensorDescriptor(half, list(half.shape), list(half.stride()), shape) if plan.tma else half for half in out]
+    halves = [
+        TensorDescriptor(half, list(half.shape), list(half.stride()), shape) if plan.tma else half
+        for half in out
+    ]
     strips.sweep_coefficients[(programs,)](
         *(*_operands(problem, tile, plan), *_sides(problem), prepared(problem), _weights(weights)),
         *(halves[0], halves[1] if len(halves) == 2 else None, tuple(swept), _flags(weights.flags)),
@@ -191,7 +211,13 @@ def _strips(problem: Problem, block: Block, plan: Plan, spec: Spec) -> tuple[Ten
     row_part = torch.empty(count, height, **empty)
     col_part = torch.empty(splits + slots, width, **empty) if spec.columns else None
     common = (
-        *(*_operands(problem, plan.statistics, plan), *_sides(problem), prepared(problem), row_part, col_part),
+        *(
+            *_operands(problem, plan.statistics, plan),
+            *_sides(problem),
+            prepared(problem),
+            row_part,
+            col_part,
+        ),
         *(_place(problem, block), splits, spec),
     )
     if whole and height >= spec.block_m:
@@ -237,7 +263,13 @@ def _pairs(
 
 
 def _tile_coefficients(
-    problem: Problem, block: Block, plan: Plan, weights: TritonWeights, out: Tensor, totals: Tensor, spec: Spec
+    problem: Problem,
+    block: Block,
+    plan: Plan,
+    weights: TritonWeights,
+    out: Tensor,
+    totals: Tensor,
+    spec: Spec,
 ) -> None:
     tiles.tile_coefficients[(totals.shape[1],)](
         *(problem.x.data, problem.y.data, *_sides(problem), prepared(problem), _weights(weights)),
@@ -252,7 +284,9 @@ def _operands(problem: Problem, tile: Tile, plan: Plan) -> tuple[Any, Any]:
     if not plan.tma:
         return x, y
     shapes = [tile.block_m, tile.block_d], [tile.block_n, tile.block_d]
-    return tuple(TensorDescriptor.from_tensor(data, shape) for data, shape in zip((x, y), shapes, strict=True))
+    return tuple(
+        TensorDescriptor.from_tensor(data, shape) for data, shape in zip((x, y), shapes, strict=True)
+    )
 
 
 def _sides(problem: Problem) -> tuple[Side, Side]:

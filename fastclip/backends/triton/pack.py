@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastclip.backends.base import EPS, Packed
+from fastclip.backends.base import Packed
 from fastclip.backends.triton.plan import INTERPRETED
 
 #: Rows are padded with zeros to whole tiles, so that no load needs a mask.

@@ -129,7 +129,13 @@ def tile_for(capability: tuple[int, int], kernel: str, variant: str, width: int)
         major, minor = map(int, entry["capability"].split("."))
         newer = (major, minor) > capability
         behind = (capability[0] - major, capability[1] - minor)
-        return newer, behind, entry["variant"] != variant, entry["variant"] != "half", abs(entry["width"] - width)
+        return (
+            newer,
+            behind,
+            entry["variant"] != variant,
+            entry["variant"] != "half",
+            abs(entry["width"] - width),
+        )
 
     return Tile(*min(entries, key=distance)["tile"])
 

@@ -33,7 +33,9 @@ def similarities(x: PackedHalves, y: PackedHalves, block: Block, out: Tensor | N
     return out
 
 
-def add_gradient(total: Tensor, coefficients: Tensor, packed: PackedHalves, part: slice, *, fresh: bool) -> None:
+def add_gradient(
+    total: Tensor, coefficients: Tensor, packed: PackedHalves, part: slice, *, fresh: bool
+) -> None:
     """Add ``G @ packed[part]`` to ``total`` (rows, padded D) float32, or put it there if `fresh`.
 
     ``coefficients`` are (halves, rows, cols) fp16, or (1, rows, cols) float32 for few of them.
@@ -77,7 +79,12 @@ def _no_tf32() -> Iterator[None]:
 
 
 def finish(
-    total: Tensor, packed: PackedHalves, partner: PackedHalves, power: Tensor, scale: Tensor, dtype: torch.dtype
+    total: Tensor,
+    packed: PackedHalves,
+    partner: PackedHalves,
+    power: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Return the features' gradient (M, D) from ``total`` (M, padded D) and the coefficients' `power`, one row pass.
 
@@ -88,7 +95,17 @@ def finish(
     # The interpreter truncates where it should round to bfloat16.
     out = torch.empty(m, d, dtype=torch.float32 if INTERPRETED else dtype, device=total.device)
     finish_rows[(triton.cdiv(m, ROWS),)](
-        *(total, packed.data, packed.measure, packed.factor, packed.inverse_norm, partner.measure, power, scale, out),
+        *(
+            total,
+            packed.data,
+            packed.measure,
+            packed.factor,
+            packed.inverse_norm,
+            partner.measure,
+            power,
+            scale,
+            out,
+        ),
         *((m, d), packed.width, packed.halves, ROWS, CHUNK),
     )
     return out.to(dtype)
@@ -154,7 +171,9 @@ def finish_rows(
     for start in range(0, WIDTH, CHUNK):
         t = gradient_chunk(total, back, own, rows, start, inside, WIDTH, CHUNK)
         if inverse_norm is not None:
-            t = (t - unit_chunk(data, unit, rows, start, inside, WIDTH, HALVES, CHUNK) * radial[:, None]) * r[:, None]
+            t = (t - unit_chunk(data, unit, rows, start, inside, WIDTH, HALVES, CHUNK) * radial[:, None]) * r[
+                :, None
+            ]
         k = start + tl.arange(0, CHUNK)
         at = out + rows.to(tl.int64)[:, None] * d + k[None, :]
         tl.store(at, t.to(out.dtype.element_ty), mask=inside[:, None] & (k < d)[None, :])

@@ -148,22 +148,35 @@ def halved(tile):
 def write_coefficients(
     acc, row_weight, row, col, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec: tl.constexpr
 ):
-    """Write the coefficients of (a half of) a tile from its products; return its rows' sums of (G·s, G)."""
+    """Write the coefficients of (a half of) a tile from its products; return its rows' sums of (G·s, G).
+
+    With factors f: ``s = acc f_i f_j`` and ``h = g f_i f_j`` is written, so that ``g s = h acc``.
+    """
     rows, cols = row + tl.arange(0, acc.shape[0]), col + tl.arange(0, acc.shape[1])
-    s = with_factors(acc, rows, cols, place, row_side, col_side, spec)
+    t = logits(with_factors(acc, rows, cols, place, row_side, col_side, spec), logit, spec)
     if spec.objective == "softmax":
+        p = tl.exp2(t)
+    else:
+        p = sigmoid(t)
+    g_sum = row_weight
+    if spec.bias:
+        g_sum = row_weight * tl.sum(p, 1)
+        if spec.columns:
+            g_sum += tl.sum(p * tl.load(weights.col_shifted + cols)[None, :], 1)
+    if spec.factors:
+        row_factor = tl.load(row_side.factor + rows)
+        col_factor = tl.load(col_side.factor + cols)
+        weight = (row_weight * row_factor)[:, None] * col_factor[None, :]
+        if spec.columns:
+            col_weight = tl.load(weights.col_shifted + cols) * col_factor
+            weight = tl.fma(row_factor[:, None], col_weight[None, :], weight)
+    else:
         weight = row_weight[:, None]
         if spec.columns:
             weight = weight + tl.load(weights.col_shifted + cols)[None, :]
-        g = tl.exp2(logits(s, logit, spec)) * weight
-    else:
-        g = row_weight[:, None] * sigmoid(logits(s, logit, spec))
-    gs_sum = tl.sum(g * s, 1)
-    g_sum = gs_sum
-    if spec.bias:
-        g_sum = tl.sum(g, 1)
-    g = with_factors(g, rows, cols, place, row_side, col_side, spec)
-    hi = g.to(tl.float16)
+    h = p * weight
+    gs_sum = tl.sum(h * acc, 1)
+    hi = h.to(tl.float16)
     row_at, col_at = row - place.row, col - place.col
     at = (rows - place.row).to(tl.int64)[:, None] * stride + (cols - place.col)[None, :]
     if spec.tma:
@@ -171,7 +184,7 @@ def write_coefficients(
     else:
         tl.store(hi_out + at, hi)
     if spec.halves == 2:
-        lo = ((g - hi.to(tl.float32)) * LO_POWER).to(tl.float16)
+        lo = ((h - hi.to(tl.float32)) * LO_POWER).to(tl.float16)
         if spec.tma:
             lo_out.store([row_at, col_at], lo)
         else:
@@ -204,13 +217,39 @@ def sweep_coefficients(
         row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
         left, right = halved(product(x, y, row, col, spec))
         rows = row + tl.arange(0, BLOCK_M)
-        row_weight = tl.load((weights.row_shifted if spec.objective == "softmax" else weights.row_factor) + rows)
+        row_weight = tl.load(
+            (weights.row_shifted if spec.objective == "softmax" else weights.row_factor) + rows
+        )
         gs, g = write_coefficients(
-            left, row_weight, row, col, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
+            left,
+            row_weight,
+            row,
+            col,
+            row_side,
+            col_side,
+            logit,
+            weights,
+            hi_out,
+            lo_out,
+            place,
+            stride,
+            spec,
         )
         col_right = col + BLOCK_N // 2
         gs_right, g_right = write_coefficients(
-            right, row_weight, row, col_right, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
+            right,
+            row_weight,
+            row,
+            col_right,
+            row_side,
+            col_side,
+            logit,
+            weights,
+            hi_out,
+            lo_out,
+            place,
+            stride,
+            spec,
         )
         gs, g = gs + gs_right, g + g_right
         if spec.diagonal:

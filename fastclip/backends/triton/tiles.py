@@ -241,7 +241,9 @@ def tile_statistics(x, y, row_side, col_side, logit, row_out, col_out, flags, pl
                 shift = tl.maximum(tl.max(t, 0), EMPTY)
                 col_at = pm.to(tl.int64) * width + cols - place.col
                 tl.store(col_out[0] + col_at, shift, mask=cols < place.col_end)
-                tl.store(col_out[1] + col_at, tl.sum(tl.exp2(t - shift[None, :]), 0), mask=cols < place.col_end)
+                tl.store(
+                    col_out[1] + col_at, tl.sum(tl.exp2(t - shift[None, :]), 0), mask=cols < place.col_end
+                )
         else:
             if spec.objective == "multi_sigmoid":
                 t = tl.where(shared, -t, t)
@@ -263,7 +265,9 @@ def edge(index, tiles_n, place, spec: tl.constexpr):
     part = index % PARTS
     index = index // PARTS
     pm, kind = index // 3, index % 3
-    first = pm * BLOCK_M + place.row + place.diagonal - place.col  # where in the block the row's first positive is
+    first = (
+        pm * BLOCK_M + place.row + place.diagonal - place.col
+    )  # where in the block the row's first positive is
     strip = tl.where(kind == 2, full_n, tl.maximum(first, 0) // EDGES + kind)
     exists = (kind == 2) & (full_n < tiles_n)
     if spec.diagonal:

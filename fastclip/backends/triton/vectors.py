@@ -181,9 +181,7 @@ def merge_side(pairs, fixed, running, logit, flagged, count, n, first, spec: tl.
 
 
 @triton.jit(do_not_specialize=["size", "parts"])
-def merge(
-    row_pairs, col_pairs, row_fixed, col_fixed, stats, flags, logit, size, parts, spec: tl.constexpr
-):
+def merge(row_pairs, col_pairs, row_fixed, col_fixed, stats, flags, logit, size, parts, spec: tl.constexpr):
     """Bring a block's partial results into its part of the running statistics.
 
     ``*_pairs``: partial (shift, sum), the tile kernels'. ``*_fixed``: sums at the shift b, to be used instead where no
@@ -382,7 +380,9 @@ def weigh(stats, bounds, logit, weights, power_out, flags, size, diagonal, count
     shift = tl.load(stats.row.shift + at, mask=inside, other=0.0)
     sum = tl.load(stats.row.sum + at, mask=inside, other=1.0)
     z = tl.load(stats.positive + at, mask=inside, other=0.0) if spec.diagonal else shift
-    on_positive = -grad * logistic(-z) if spec.objective != "softmax" else -grad * logistic(margin(shift, sum, z))
+    on_positive = (
+        -grad * logistic(-z) if spec.objective != "softmax" else -grad * logistic(margin(shift, sum, z))
+    )
     whole = tl.zeros([BLOCK], tl.float64)
     factor = grad
     if spec.objective == "softmax":
