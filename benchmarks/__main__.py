@@ -27,7 +27,6 @@ COMMANDS = {
         "memory of a step of the demo's encoders, with and without micro-batches",
     ),
     "gpu": ("benchmarks.gpu", "check and time everything on this machine's GPU"),
-    "tune": ("benchmarks.tune", "choose the Triton kernels' tiles for this GPU"),
     "chart": ("benchmarks.chart", "draw the charts of a result file anew"),
 }
 

@@ -31,21 +31,17 @@ PROBE = 512
 
 @dataclass(frozen=True)
 class Row:
-    """One step: with micro-batches, or plain (None)."""
+    """One step: with micro-batches, or plain (None); a failure says why numbers are missing or only foretold."""
 
     pairs: int
     micro_batch: int | None
     seconds: float | None = None
     memory: int | None = None
-    measured: bool = True
+    failure: str | None = None
 
 
 def measured(pairs: int, micro: int | None, preset: str) -> Row:
-    """Measure a step in a fresh process.
-
-    Raises:
-        RuntimeError: the process ended without an answer.
-    """
+    """Measure a step in a fresh process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(pairs, micro, preset, theirs), daemon=True)
@@ -94,7 +90,7 @@ def table(rows: list[Row]) -> str:
     lines = [f"  {'batch':>7}  {'micro-batches':>13}  {'time':>9}  {'memory':>9}"]
     for row in rows:
         micro = "none" if row.micro_batch is None else str(row.micro_batch)
-        note = "" if row.measured else "  foretold from smaller batches: it does not fit here"
+        note = "" if row.failure is None else f"  {row.failure}"
         lines.append(
             f"  {row.pairs:>7,}  {micro:>13}  {duration(row.seconds):>9}  {size(row.memory):>9}{note}"
         )
@@ -123,7 +119,9 @@ def main(arguments: list[str]) -> int:
         rows.append(measured(pairs, options.micro, options.model))
         expected = None if probe.memory is None else probe.memory * pairs // PROBE
         if expected is not None and expected > 0.7 * available_memory():
-            rows.append(Row(pairs, None, memory=expected, measured=False))
+            rows.append(
+                Row(pairs, None, memory=expected, failure="foretold from a smaller batch; does not fit here")
+            )
             continue
         say(f"{pairs:,} pairs, plain")
         rows.append(measured(pairs, None, options.model))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastclip.grad_cache import cached_backward
 
@@ -190,6 +191,53 @@ def test_only_one_micro_batch_is_alive() -> None:
     assert alive == 0
 
 
+def test_checkpointed_encoders_repeat_their_dropout() -> None:
+    """A checkpointed layer draws its mask a third time, in the backward pass; it is the same again."""
+    a, b = inputs()
+    plain, saving = Pair(dropout=0.5), Pair(dropout=0.5)
+    torch.manual_seed(5)
+    cached_backward(plain.loss, (plain.image, a), (plain.text, b), micro_batch_size=8)
+    torch.manual_seed(5)
+    cached_backward(
+        saving.loss,
+        (lambda x: checkpoint(saving.image, x, use_reentrant=False), a),
+        (lambda x: checkpoint(saving.text, x, use_reentrant=False), b),
+        micro_batch_size=8,
+    )
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(saving)[name], grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("micro", [None, 8])
+def test_a_scaler_scales_gradients_and_not_the_loss(micro: int | None) -> None:
+    a, b = inputs()
+    plain, scaled = Pair(), Pair()
+    loss = cached_backward(plain.loss, (plain.image, a), (plain.text, b), micro_batch_size=micro)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    towers = (scaled.image, a), (scaled.text, b)
+    assert torch.equal(cached_backward(scaled.loss, *towers, micro_batch_size=micro, scaler=scaler), loss)
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(scaled)[name], 256 * grad, rtol=1e-12, atol=1e-14)
+    optimizer = torch.optim.SGD(scaled.parameters(), lr=0.1)
+    before = scaled.log_scale.item()
+    scaler.step(optimizer)
+    assert scaled.log_scale.item() == pytest.approx(before - 0.1 * plain.log_scale.grad.item())  # type: ignore[union-attr]
+
+
+def test_an_empty_batch_has_gradients_of_zero() -> None:
+    """What a rank without rows does; its encoders are called, and take part."""
+    a, b = inputs()
+    model = Pair()
+    cached_backward(
+        lambda x, y: (x.sum() + y.sum()) * model.bias,
+        (model.image, a[:0]),
+        (model.text, b[:0]),
+        micro_batch_size=3,
+    )
+    assert gradients(model).keys() == dict(model.named_parameters()).keys() - {"log_scale"}
+    assert all(not grad.any() for grad in gradients(model).values())
+
+
 def test_errors_name_the_argument() -> None:
     a, b = inputs()
     model = Pair()
@@ -201,3 +249,5 @@ def test_errors_name_the_argument() -> None:
         cached_backward(model.loss, (model.image, (a, b[:3])), micro_batch_size=2)
     with pytest.raises(ValueError, match="rows"):
         cached_backward(model.loss, (model.image, {}), micro_batch_size=2)
+    with pytest.raises(TypeError, match=r"DistributedDataParallel or fully_shard-ed module, .* got Pair"):
+        cached_backward(model.loss, (model.image, a), (model.text, b), module=model)

@@ -1,7 +1,7 @@
 """Which tiles, how many programs, which path: everything a launch decides from shapes and the GPU.
 
-Tiles of the main kernels come from tiles.json, which `python -m benchmarks tune` writes. Where the table lacks a GPU, a
-dtype or a width, the nearest entry stands in.
+Tiles of the main kernels come from tiles.json, which says how they were found. Where the table lacks a GPU, a dtype or
+a width, the nearest entry stands in.
 """
 
 from __future__ import annotations

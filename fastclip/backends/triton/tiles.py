@@ -1,15 +1,15 @@
 """One tile of the similarity matrix, on the device: products, logits, roles, and the kernels for tiles of any kind.
 
-    acc = X Yᵀ over packed halves      s = acc [· r_i c_j]      t: the logit in log2 units, so that 2^t is one instruction
+    acc = X Yᵀ over packed halves      s = acc [· r_i c_j]      t: the logit in log2 units (2^t is one instruction)
     statistics    softmax: per row and column of the tile (max t, sum 2^(t - max)) over negatives;
                   sigmoid: per row the sum of softplus(z)
     coefficients  softmax: g = R_i 2^(t - a_i) + C_j 2^(t - b_j); sigmoid: g = R_i s(z); positives: P_i
 
-Shapes: M rows, N columns, D features (padded); a tile is BLOCK_M x BLOCK_N, a step of its product BLOCK_D. A *strip* is
-BLOCK_N columns. Partial results go to memory of their own and are summed in a fixed order: same inputs, same bits.
+Shapes: M rows, N columns, D features (padded); a tile is BLOCK_M x BLOCK_N, a step of its product BLOCK_D. A *strip*
+is BLOCK_N columns. Partial results go to memory of their own and are summed in a fixed order: same inputs, same bits.
 
-These kernels take every case, at two exponentials an element and a mask on every load. fastclip/backends/triton/strips.py
-has the ones that large problems spend their time in; what those cannot take comes here.
+These kernels take every case, at two exponentials an element and a mask on every load. strips.py has the ones that
+large problems spend their time in; what those cannot take comes here.
 """
 
 from __future__ import annotations

@@ -342,7 +342,10 @@ def moved(shift, sum, grad, z, offset, spec: tl.constexpr):
 
 @triton.jit
 def write_weights(out, whole, factor, power, at, inside, spec: tl.constexpr):
-    """Store one side's weights to out = (shift, factor, shifted); return whether `shifted` is so large that its exponentials' flushing would show."""
+    """Store one side's weights to out = (shift, factor, shifted).
+
+    Return whether `shifted` is so large that its exponentials' flushing would show.
+    """
     factor *= power
     tl.store(out[0] + at, whole.to(tl.float32), mask=inside)
     tl.store(out[1] + at, factor.to(tl.float32), mask=inside)
