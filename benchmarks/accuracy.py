@@ -20,8 +20,8 @@ if not torch.cuda.is_available():
 
 from fastclip.backends import get_backend
 from tests.acceptance import SATURATED, Judge
-from tests.backends import places
 from tests.formulas import Result, fused
+from tests.places import places
 from tests.regimes import CASES, LARGE_CASES, judge
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "accuracy.md"

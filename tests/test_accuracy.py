@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import accuracy
-from tests.backends import CPU_BACKENDS
+from tests.places import CPU_BACKENDS
 from tests.regimes import CASES, LARGE_CASES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,8 +18,8 @@ import fastclip
 from fastclip import blockwise
 from fastclip.backends import Block, Problem, get_backend
 from fastclip.objectives import Objective, Sums
-from tests.backends import BACKENDS, COMPILED_BACKENDS, CPU_BACKENDS
 from tests.formulas import NAMES, fused, run
+from tests.places import BACKENDS, COMPILED_BACKENDS, CPU_BACKENDS
 from tests.regimes import judge, random, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")

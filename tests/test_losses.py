@@ -14,8 +14,8 @@ from torch import Tensor
 import fastclip
 from fastclip.backends import get_backend
 from tests.acceptance import Judge
-from tests.backends import BACKENDS, COMPILED_BACKENDS, places
 from tests.formulas import NAMES, Case, eager, fused, run
+from tests.places import BACKENDS, COMPILED_BACKENDS, places
 from tests.regimes import CASES, FINAL_SCALE, LARGE_CASES, REGIMES, judge, normal, random, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")

@@ -14,7 +14,7 @@ import fastclip
 from fastclip.backends import get_backend
 from fastclip.functional import info_nce_loss
 from fastclip.objectives import Objective
-from tests.backends import BACKENDS, COMPILED_BACKENDS, CPU_BACKENDS
+from tests.places import BACKENDS, COMPILED_BACKENDS, CPU_BACKENDS
 from tests.regimes import unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

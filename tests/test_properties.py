@@ -14,8 +14,8 @@ from fastclip import blockwise
 from fastclip.backends import get_backend
 from fastclip.objectives import Objective
 from tests.acceptance import Judge
-from tests.backends import BACKENDS, COMPILED_BACKENDS
 from tests.formulas import Case, Result, eager, fused, run
+from tests.places import BACKENDS, COMPILED_BACKENDS
 from tests.regimes import normal, unit
 from tests.test_blockwise import block_shape
 

@@ -173,7 +173,7 @@ def coefficients(problem: Problem, block: Block, weights: TritonWeights, out: Te
     others = plan.processors * plan.general.resident
     totals = torch.zeros(2, programs * tile.block_m + 2 * others, dtype=torch.float32, device=device)
     swept, edges, redone = totals.split([programs * tile.block_m, others, others], dim=1)
-    shape = [tile.block_m, tile.block_n // 4]
+    shape = [tile.block_m, tile.block_n // 2]
     halves = [
         TensorDescriptor(half, list(half.shape), list(half.stride()), shape) if plan.tma else half
         for half in out

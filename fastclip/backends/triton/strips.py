@@ -230,33 +230,18 @@ def sweep_coefficients(
         pm, strip = grouped(tile, tiles_m, tiles_n, spec)
         row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
         left, right = halved(product(x, y, row, col, spec))
-        left_left, left_right = halved(left)
-        right_left, right_right = halved(right)
         rows = row + tl.arange(0, BLOCK_M)
         row_weight = tl.load(
             (weights.row_shifted if spec.objective == "softmax" else weights.row_factor) + rows
         )
-        gs = tl.zeros([BLOCK_M], tl.float32)
-        g = tl.zeros([BLOCK_M], tl.float32)
-        for part in tl.static_range(4):
-            acc = (left_left, left_right, right_left, right_right)[part]
-            more_gs, more_g = write_coefficients(
-                acc,
-                row_weight,
-                row,
-                col + part * (BLOCK_N // 4),
-                row_side,
-                col_side,
-                logit,
-                weights,
-                hi_out,
-                lo_out,
-                place,
-                stride,
-                spec,
-            )
-            gs += more_gs
-            g += more_g
+        gs, g = write_coefficients(
+            left, row_weight, row, col, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
+        )
+        col_right = col + BLOCK_N // 2
+        gs_right, g_right = write_coefficients(
+            right, row_weight, row, col_right, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
+        )
+        gs, g = gs + gs_right, g + g_right
         if spec.diagonal:
             first_positive = row + place.diagonal
             on_diagonal = (first_positive < col + BLOCK_N) & (first_positive + BLOCK_M > col)
