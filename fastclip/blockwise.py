@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastclip import objectives
 from fastclip.backends import Backend, Block, Problem, compute_dtype
-from fastclip.objectives import Objective, Sums
+from fastclip.objectives import Coefficients, Objective, Sums
 
 
 @dataclass
@@ -152,6 +152,47 @@ def gradients(
         scale=scale,
         bias=bias,
     )
+
+
+def differences(
+    backend: Backend,
+    student: Problem,
+    teacher: Problem,
+    weights: tuple[Coefficients, Coefficients],
+    dtype: torch.dtype,
+    *,
+    need_grad: bool,
+) -> tuple[Tensor, Gradients]:
+    """Walk two matrices of one shape at once, with coefficients P and Q of softmaxes without positives.
+
+    Subtracted block by block, before anything is summed: where student and teacher agree, no digits cancel later.
+
+    Returns:
+        ``sum of Q * z``, z the student's logits, 0-d; and the gradients that ``G = P - Q`` gives the student, of
+        features in the compute dtype, of bias none.
+    """
+    m, n, device = len(student.x), len(student.y), student.x.data.device
+    sums_dtype, wide = backend.sums_dtype(dtype), compute_dtype(dtype)
+    dx = torch.zeros(m, student.x.width, dtype=wide, device=device) if need_grad else None
+    dy = torch.zeros(n, student.y.width, dtype=wide, device=device) if need_grad else None
+    taught, dscale = (torch.zeros((), dtype=sums_dtype, device=device) for _ in range(2))
+    for block in blocks(backend, m, n):
+        similarities = backend.similarities(student.x, student.y, block)
+        q = torch.empty_like(similarities)
+        backend.coefficients(teacher, block, weights[1], None, q)
+        taught += student.scale * (q * similarities).sum(dtype=sums_dtype)
+        if dx is not None and dy is not None:
+            g = torch.empty_like(similarities)
+            backend.coefficients(student, block, weights[0], similarities, g)
+            g -= q
+            dscale += (g * similarities).sum(dtype=sums_dtype)
+            backend.add_product(dx[block.rows], g, student.y, block.cols)
+            backend.add_product(dy[block.cols], g.mT, student.x, block.rows)
+    if dx is not None and dy is not None:
+        # Wide until the upstream gradient is known: times 1 / M, a loss scaler's float16 would underflow.
+        dx = backend.finish(dx, student.x, student.y, weights[0], student.scale, wide)
+        dy = backend.finish(dy, student.y, student.x, weights[0], student.scale, wide)
+    return taught, Gradients(dx, dy, dscale, torch.zeros_like(dscale))
 
 
 def blocks(backend: Backend, m: int, n: int) -> Iterator[Block]:

@@ -10,11 +10,14 @@ over the blocks for both log-sum-exps, a second for the loss and the gradients. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastclip import blockwise, validation
+from fastclip import blockwise, distributed, validation
 from fastclip.backends import Backend, Problem, compute_dtype, get_backend, resolve_backend
+from fastclip.blockwise import Gradients
 from fastclip.objectives import Objective
 from fastclip.ops import refuse_double_backward
 
@@ -40,6 +43,8 @@ def distill_loss(
     normalize: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
+    group: Any = None,
+    mode: str = "gather",
 ) -> Tensor:
     """Compute the cross-entropy of the student's softmax under the teacher's, over rows and columns.
 
@@ -51,6 +56,7 @@ def distill_loss(
         normalize: divide all features by their L2 norms first.
         reduction: "mean" over rows and over columns, or "sum" (M times the mean).
         backend: "auto", or one of `fastclip.available_backends()`.
+        group, mode: the ranks that share the batch, as for `fastclip.clip_loss`.
 
     Returns:
         0-d, nats.
@@ -59,26 +65,49 @@ def distill_loss(
         ValueError, TypeError, RuntimeError: as `fastclip.clip_loss`; the teacher must have as many rows
             as the student.
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum' for distillation, got {reduction!r}")
-    x, y = validation.check_features(("image_features", "text_features"), image_features, text_features)
-    names = ("teacher_image_features", "teacher_text_features")
-    tx, ty = validation.check_features(names, teacher_image_features, teacher_text_features)
-    if (tx.shape[0], ty.shape[0]) != (x.shape[0], y.shape[0]):
-        raise ValueError(
-            f"the teacher has {tx.shape[0]} images and {ty.shape[0]} texts but the student {x.shape[0]} and "
-            f"{y.shape[0]}; both must have seen the same batch"
+    with distributed.together(group, mode) as ranks:
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum' for distillation, got {reduction!r}")
+        shards = ranks is not None
+        names = ("image_features", "text_features")
+        x, y = validation.check_features(names, image_features, text_features, shards=shards)
+        names = ("teacher_image_features", "teacher_text_features")
+        tx, ty = validation.check_features(
+            names, teacher_image_features, teacher_text_features, shards=shards
         )
-    if tx.device != x.device:
-        raise ValueError(f"teacher_image_features is on {tx.device} but image_features is on {x.device}")
-    like = x.new_empty(0, dtype=compute_dtype(x.dtype))
-    scale = validation.check_scalar("logit_scale", logit_scale, like)
-    teacher_scale = validation.check_scalar("teacher_logit_scale", teacher_logit_scale, like).detach()
-    need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, scale))
-    name = _resolve(backend, x)
-    teacher = (tx.detach().to(x.dtype), ty.detach().to(x.dtype), teacher_scale)
-    loss = torch.ops.fastclip.distill(x, y, scale, *teacher, normalize, need_grad, name)[0]
-    return loss if reduction == "mean" else loss * x.shape[0]
+        if (tx.shape[0], ty.shape[0]) != (x.shape[0], y.shape[0]):
+            raise ValueError(
+                f"the teacher has {tx.shape[0]} images and {ty.shape[0]} texts but the student {x.shape[0]} and "
+                f"{y.shape[0]}; both must have seen the same batch"
+            )
+        if tx.device != x.device:
+            raise ValueError(f"teacher_image_features is on {tx.device} but image_features is on {x.device}")
+        like = x.new_empty(0, dtype=compute_dtype(x.dtype))
+        scale = validation.check_scalar("logit_scale", logit_scale, like)
+        teacher_scale = validation.check_scalar("teacher_logit_scale", teacher_logit_scale, like).detach()
+        need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, scale))
+        name = _resolve(backend, x)
+        teacher = (tx.detach().to(x.dtype), ty.detach().to(x.dtype), teacher_scale)
+        rows = x.shape[0]
+        if ranks is None:
+            loss = torch.ops.fastclip.distill(x, y, scale, *teacher, normalize, need_grad, name)[0]
+        else:
+            terms = {
+                "the objective": "distillation",
+                "the width D of the features": x.shape[1],
+                "the width E of the teacher's features": tx.shape[1],
+                "the dtype of the features": str(x.dtype),
+                "the dtype of the sums": str(get_backend(name).sums_dtype(x.dtype)),
+                "a gradient needed": need_grad,
+                "normalize": normalize,
+                "reduction": reduction,
+                "mode": mode,
+            }
+            ranks.agree(x.shape[0], y.shape[0], terms)
+            scale, _ = distributed.shared(ranks, scale, None)
+            loss = distributed.distill(ranks, x, y, scale, *teacher, normalize, need_grad, name)
+            rows = sum(ranks.rows)
+        return loss if reduction == "mean" else loss * rows
 
 
 def _resolve(name: str, x: Tensor) -> str:
@@ -95,40 +124,23 @@ def _resolve(name: str, x: Tensor) -> str:
 
 def _distill(
     backend: Backend, student: Problem, teacher: Problem, dtype: torch.dtype, need_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Walk the blocks twice; return the loss, dx, dy and dscale."""
-    m, n, device = len(student.x), len(student.y), student.x.data.device
-    sums_dtype = backend.sums_dtype(dtype)
-    row_weight = torch.full((m,), 0.5 / m, dtype=sums_dtype, device=device)
-    col_weight = torch.full((n,), 0.5 / n, dtype=sums_dtype, device=device)
-    weights, loss = [], torch.zeros((), dtype=sums_dtype, device=device)
-    for problem in (student, teacher):
-        statistics = blockwise.statistics(backend, problem, dtype, columns=True, keep=0)
-        weights.append(backend.weigh(problem, statistics.rows, statistics.cols, None, row_weight, col_weight))
-        if problem is student:
-            row, col = blockwise.values(problem, statistics)
-            loss += (row * row_weight).sum() + (col * col_weight).sum()  # type: ignore[operator]
-    wide = compute_dtype(dtype)
-    dx = torch.zeros(m, student.x.width, dtype=wide, device=device) if need_grad else None
-    dy = torch.zeros(n, student.y.width, dtype=wide, device=device) if need_grad else None
-    dscale = torch.zeros((), dtype=sums_dtype, device=device)
-    for block in blockwise.blocks(backend, m, n):
-        similarities = backend.similarities(student.x, student.y, block)
-        q = torch.empty_like(similarities)
-        backend.coefficients(teacher, block, weights[1], None, q)
-        loss -= student.scale * (q * similarities).sum(dtype=sums_dtype)
-        if dx is not None and dy is not None:
-            g = torch.empty_like(similarities)
-            backend.coefficients(student, block, weights[0], similarities, g)
-            g -= q
-            dscale += (g * similarities).sum(dtype=sums_dtype)
-            backend.add_product(dx[block.rows], g, student.y, block.cols)
-            backend.add_product(dy[block.cols], g.mT, student.x, block.rows)
-    if dx is not None and dy is not None:
-        # Wide until the upstream gradient is known: times 1 / M, a loss scaler's float16 would underflow.
-        dx = backend.finish(dx, student.x, student.y, weights[0], student.scale, wide)
-        dy = backend.finish(dy, student.y, student.x, weights[0], student.scale, wide)
-    return loss.to(compute_dtype(dtype)), dx, dy, dscale.to(student.scale.dtype)
+) -> tuple[Tensor, Gradients]:
+    """Walk the blocks twice; return the loss and its gradients."""
+    like: dict[str, Any] = {"dtype": backend.sums_dtype(dtype), "device": student.x.data.device}
+    row_weight, col_weight = (
+        torch.full((len(side),), 0.5 / len(side), **like) for side in (student.x, student.y)
+    )
+    ours, theirs = (
+        blockwise.statistics(backend, problem, dtype, columns=True, keep=0) for problem in (student, teacher)
+    )
+    row, col = blockwise.values(student, ours)
+    loss = (row * row_weight).sum() + (col * col_weight).sum()  # type: ignore[operator]
+    weights = (
+        backend.weigh(student, ours.rows, ours.cols, None, row_weight, col_weight),
+        backend.weigh(teacher, theirs.rows, theirs.cols, None, row_weight, col_weight),
+    )
+    taught, gradients = blockwise.differences(backend, student, teacher, weights, dtype, need_grad=need_grad)
+    return loss - taught, gradients
 
 
 @torch.library.impl("fastclip::distill", "CompositeExplicitAutograd")
@@ -148,9 +160,10 @@ def _distill_op(
     with torch.autocast(x.device.type, enabled=False):
         student = blockwise.pose(runner, x, y, scale, *how)
         teacher = blockwise.pose(runner, teacher_x, teacher_y, teacher_scale, *how)
-        loss, dx, dy, dscale = _distill(runner, student, teacher, x.dtype, need_grad)
-    none = loss.new_empty(0)
-    return loss, none if dx is None else dx, none.clone() if dy is None else dy, dscale
+        loss, gradients = _distill(runner, student, teacher, x.dtype, need_grad)
+    loss = loss.to(compute_dtype(x.dtype))
+    dx, dy = (loss.new_empty(0) if t is None else t for t in (gradients.x, gradients.y))
+    return loss, dx, dy, gradients.scale.to(scale.dtype)
 
 
 @torch.library.register_fake("fastclip::distill")

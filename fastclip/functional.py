@@ -169,6 +169,35 @@ def siglip_loss(
         return _sigmoid_loss(call, reduction, diagonal, multi_positive)
 
 
+def log_sum_exp(
+    query_features: Tensor,
+    key_features: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    labels: Labels | None = None,
+    normalize: bool = False,
+    workspace: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute each query's log-sum-exp over the keys: a softmax's denominator, for losses put together by hand.
+
+    ``log sum_j e^(logit_scale * <x_i, y_j>)``, over the keys j that do not share query i's label.
+
+    Args:
+        query_features: (M, D).
+        key_features: (N, D), any N.
+        labels: a pair ((M,), (N,)), or (N,) where M = N; None: all keys count.
+
+    Other arguments and errors are those of `clip_loss`.
+
+    Returns:
+        (M,), nats; -inf, with gradient 0, where no key is left.
+    """
+    call = _Call.of(QUERY_KEY, query_features, key_features, logit_scale, None, labels, normalize, None)
+    call.resources(workspace, backend)
+    return call.run(Objective.SOFTMAX, columns=False, diagonal=None)[0]
+
+
 @dataclass
 class _Call:
     """Validated inputs of one loss, and how to run the op on them."""
@@ -243,10 +272,11 @@ class _Call:
         self.ranks.agree(*self.shape, terms | options)
         self.scale, self.bias = distributed.shared(self.ranks, self.scale, self.bias)
 
-    def run(self, objective: Objective, *, columns: bool, diagonal: int | None) -> tuple[Tensor, Tensor]:
-        """Return the rows' and the columns' values."""
-        # A softmax without a diagonal is a log-sum-exp over all entries: labels then decide elsewhere.
-        labels = None if objective is Objective.SOFTMAX and diagonal is None else self.labels
+    def run(
+        self, objective: Objective, *, columns: bool, diagonal: int | None, excluding: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rows' and the columns' values; labels are left out unless they say what is no negative."""
+        labels = self.labels if excluding else None
         inputs = (self.x, self.y, self.scale, self.bias, labels)
         if self.ranks is not None:
             spec = (objective, columns, self.normalize, diagonal, self.workspace, self.backend)
@@ -338,7 +368,7 @@ def _multi_positive_loss(
     # The gradients of the two terms cancel: they have to meet before they are rounded to 16-bit features.
     wide = compute_dtype(call.x.dtype)
     call = replace(call, x=call.x.to(wide), y=call.y.to(wide))
-    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=None)
+    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=None, excluding=False)
     row_mean, col_mean, row_count, col_count = call.positive_means(labels)
     row = weights[0] * torch.where(row_count > 0, row - row_mean, 0)
     col = weights[1] * torch.where(col_count > 0, col - col_mean, 0) if columns else col

@@ -77,6 +77,12 @@ class Sums:
         whole = torch.log(self.sum).round().clamp(-700, 0)
         return Sums(self.shift + whole, self.sum * torch.exp(-whole))
 
+    def divisible(self) -> Sums:
+        """Return the same, `balanced`; where nothing was summed up, such that coefficients made of it are 0."""
+        full, empty = self.balanced(), self.sum == 0
+        # The shift lies above every logit then, so that no exponential is infinite, and times 1 all of them are 0.
+        return Sums(full.shift.masked_fill(empty, -EMPTY_SHIFT), full.sum.masked_fill(empty, 1))
+
     def log_sum_exp(self) -> Tensor:
         """Return ``rho = shift + log(sum)``; -inf where nothing was summed."""
         return self.shift + torch.log(self.sum)
@@ -141,13 +147,13 @@ def coefficients(
     if objective is not Objective.SOFTMAX:
         on_positive = None if positive is None else -row_grad * torch.sigmoid(-positive)
         return Coefficients(torch.zeros_like(row_grad), row_grad, no_shift, no_factor, on_positive)
-    full = (rows if positive is None else rows.with_entry(positive)).balanced()
+    full = rows.divisible() if positive is None else rows.with_entry(positive).balanced()
     on_positive = None if positive is None else -row_grad * torch.sigmoid(rows.margin(positive))
     result = Coefficients(full.shift, row_grad / full.sum, no_shift, no_factor, on_positive)
     if cols is None or col_grad is None:
         return result
     if positive is None:
-        full = cols.balanced()
+        full = cols.divisible()
         result.col_shift, result.col_factor = full.shift, col_grad / full.sum
         return result
     own = slice(diagonal, diagonal + m)  # the columns with a positive

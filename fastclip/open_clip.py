@@ -75,10 +75,8 @@ class CoCaLoss(ClipLoss):
 class DistillClipLoss(ClipLoss):
     """The contrastive loss, and `fastclip.distill_loss` against a teacher's similarities.
 
-    Arguments are those of `ClipLoss`; of its options, normalize and backend hold for the distillation too.
-
-    Raises:
-        ValueError: in the call, several processes share the batch: the distillation is computed by one.
+    Arguments are those of `ClipLoss`; of its options, normalize, backend, group and mode hold for the distillation
+    too.
     """
 
     def forward(  # type: ignore[override]
@@ -98,13 +96,9 @@ class DistillClipLoss(ClipLoss):
             dist_image_features, dist_text_features, dist_logit_scale: the teacher's, of any width; no
                 gradient.
         """
-        if self.world_size != 1 or "group" in self.options:
-            raise ValueError(
-                "DistillClipLoss compares with the teacher within one process (world_size=1, no group); for several "
-                "ranks add fastclip.clip_loss(group=...) to each rank's fastclip.distillation.distill_loss"
-            )
         contrastive = self._contrastive(image_features, text_features, logit_scale)
-        shared = {name: value for name, value in self.options.items() if name in ("normalize", "backend")}
+        names = ("normalize", "backend", "group", "mode")
+        shared = {name: value for name, value in self._call_options().items() if name in names}
         student = (image_features, text_features, logit_scale)
         teacher = (dist_image_features, dist_text_features, dist_logit_scale)
         distill = distill_loss(*student, *teacher, **shared)

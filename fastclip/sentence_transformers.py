@@ -22,11 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclip import validation
-from fastclip.backends import compute_dtype, resolve_backend
-from fastclip.functional import DEFAULT_WORKSPACE, info_nce_loss
-from fastclip.objectives import Objective, softplus
-from fastclip.ops import contrastive
+from fastclip.backends import compute_dtype
+from fastclip.functional import DEFAULT_WORKSPACE, info_nce_loss, log_sum_exp
+from fastclip.objectives import softplus
 
 try:
     from sentence_transformers import __version__, util
@@ -138,24 +136,16 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
             rows: (B, D), of samples `own`.
             columns: (W, D) each, of samples 0 to W - 1. Those of a row's own sample are left out.
         """
-        rows, keys = validation.check_features(("queries", "documents"), rows, torch.cat(columns))
-        if len(columns[0]) == 1:  # there are no others
-            return rows.new_full((1,), -torch.inf)
         ids = torch.arange(len(columns[0]), device=rows.device)
         kept = DEFAULT_WORKSPACE.get(rows.device.type, 0.0) if self.workspace is None else self.workspace
-        differentiable = torch.is_grad_enabled() and (rows.requires_grad or keys.requires_grad)
-        value, _ = contrastive(
+        value = log_sum_exp(
             rows,
-            keys,
-            rows.new_full((), self.scale + penalty),
-            None,
-            (ids[own], ids.repeat(len(columns))),
-            objective=Objective.SOFTMAX,
-            columns=False,
+            torch.cat(columns),
+            self.scale + penalty,
+            labels=(ids[own], ids.repeat(len(columns))),
             normalize=_normalizes(self.similarity_fct),
-            diagonal=None,
-            workspace=int(kept / len(self.directions) * 2**20) if differentiable else 0,
-            backend=resolve_backend(self.backend, rows.device, rows.dtype),
+            workspace=kept / len(self.directions),
+            backend=self.backend,
         )
         if not penalty:
             return value

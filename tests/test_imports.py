@@ -17,7 +17,9 @@ PACKAGE = ROOT / "fastclip"
 #: The package from the top down. A layer imports from those below it and, within one name, from itself.
 #: "fastclip" is the package's own __init__.py: the public names, for users and programs.
 LAYERS = [
+    {"convert", "embed", "explore", "export", "report", "search", "zeroshot"},  # commands over all there is
     {"train", "info"},
+    {"space"},
     {"fastclip"},
     {"open_clip", "hf", "sentence_transformers"},
     {"data", "models", "losses", "grad_cache"},

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import fastclip
 from fastclip.backends import cpu, reference
+from tests.places import places
 
 BACKENDS = [name for name in fastclip.available_backends() if name in ("reference", "cpu")]
 
@@ -117,3 +118,18 @@ def test_bad_input_is_named() -> None:
         fastclip.retrieval_ranks(x, y, (torch.zeros(5, dtype=torch.int64), torch.ones(8, dtype=torch.int64)))
     with pytest.raises(ValueError, match="text_features has 3 features"):
         fastclip.retrieval_ranks(x, y[:, :3])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(("triton", "cpu") not in places(), reason="needs Triton's interpreter")
+def test_on_the_triton_backend() -> None:
+    x, y = features(45, 33)
+    y = F.normalize(x[:33] + 0.8 * y, dim=1)
+    values, indices = fastclip.similarity_topk(x, y, 4, backend="triton")
+    expected = fastclip.similarity_topk(x, y, 4, backend="reference")
+    torch.testing.assert_close(values, expected[0])
+    torch.testing.assert_close((x[:, None] * y[indices]).sum(dim=2), values)
+    ranks = fastclip.retrieval_ranks(x[:33], y, backend="triton")
+    exact = fastclip.retrieval_ranks(x[:33], y, backend="reference")
+    assert torch.equal(ranks.image_to_text, exact.image_to_text)
+    assert torch.equal(ranks.text_to_image, exact.text_to_image)

@@ -8,6 +8,7 @@ images against all texts, so that every logit is computed once over all ranks, i
     exchange     the two ways texts get around: gather and ring
     driver       a rank's images against everybody's texts, piece by piece, on the blockwise driver
     strips       the same as a function that autograd knows
+    distilling   the strip of a student against that of its teacher
     sums         sums over ranks, and the terms that are linear in the logits
 
 What comes back: with reduction "mean" or "sum" the loss of the whole batch, the same number on every rank; with "none"
@@ -18,6 +19,7 @@ on every rank, which averaging leaves as it is.
 """
 
 from fastclip.distributed.collectives import CollectiveError, traffic
+from fastclip.distributed.distilling import distill
 from fastclip.distributed.driver import Spec
 from fastclip.distributed.ranks import MODES, Ranks, together, world
 from fastclip.distributed.strips import contrastive
@@ -29,6 +31,7 @@ __all__ = [
     "Ranks",
     "Spec",
     "contrastive",
+    "distill",
     "positive_means",
     "reduce",
     "shared",

@@ -25,7 +25,7 @@ from fastclip.blockwise import Gradients, Statistics
 from fastclip.distributed.collectives import all_gather_columns, all_reduce_
 from fastclip.distributed.exchange import Exchange, Piece
 from fastclip.distributed.ranks import Ranks
-from fastclip.objectives import EMPTY_SHIFT, Objective, Sums
+from fastclip.objectives import Objective, Sums
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class StripDriver:
                 if statistics.cols is not None and col_share is not None:
                     cols = Sums(*(self.ranks.take(v, piece.owners) for v in _pair(statistics.cols)))
                     share = self.ranks.take(col_share, piece.owners)
-                of_piece = Statistics(_divisible(own.rows), cols and _divisible(cols), None, kept)
+                of_piece = Statistics(own.rows, cols, None, kept)
                 grads = row_share, share
             part = self._gradients_of(piece, of_piece, *grads, need_x=need_x, need_y=need_y)
             if part.x is not None and total.x is not None:
@@ -130,6 +130,16 @@ class StripDriver:
         """Return what this rank's rows and own columns are to each other, without features to compute with."""
         x, y = Packed(self.x, None), Packed(self.y, None)
         return Problem(x, y, self.scale, self.bias, self.spec.objective, self.spec.diagonal, None, None)
+
+    def problem(self, piece: Piece) -> Problem:
+        """Return what this rank's rows and a piece's columns are to each other; neither may be empty."""
+        labels: tuple[Tensor, Tensor] | tuple[None, None] = None, None
+        if self.row_labels is not None and self.all_labels is not None:
+            labels = self.backend.pack_labels(self.row_labels, self.ranks.take(self.all_labels, piece.owners))
+        y = self.packed_x if piece.y is self.x else self.backend.pack(piece.y, self.spec.normalize)
+        return Problem(
+            self.packed_x, y, self.scale, self.bias, self.spec.objective, self._diagonal(piece), *labels
+        )
 
     def _shares(
         self, own: Statistics, row_grad: Tensor, col_grad: Tensor | None
@@ -150,7 +160,7 @@ class StripDriver:
         columns, diagonal = self.spec.columns, self._diagonal(piece)
         if len(self.x) and len(piece.y):
             return blockwise.statistics(
-                self.backend, self._problem(piece), self.x.dtype, columns=columns, keep=keep
+                self.backend, self.problem(piece), self.x.dtype, columns=columns, keep=keep
             )
         return Statistics(
             Sums.empty(len(self.x), **self.sums),
@@ -170,7 +180,7 @@ class StripDriver:
         need_y: bool,
     ) -> Gradients:
         if len(self.x) and len(piece.y):
-            problem = self._problem(piece)
+            problem = self.problem(piece)
             return blockwise.gradients(
                 self.backend,
                 problem,
@@ -183,15 +193,6 @@ class StripDriver:
             )
         none = torch.zeros((), **self.sums)
         return Gradients(None, torch.zeros_like(piece.y, dtype=self.dtype) if need_y else None, none, none)
-
-    def _problem(self, piece: Piece) -> Problem:
-        labels: tuple[Tensor, Tensor] | tuple[None, None] = None, None
-        if self.row_labels is not None and self.all_labels is not None:
-            labels = self.backend.pack_labels(self.row_labels, self.ranks.take(self.all_labels, piece.owners))
-        y = self.packed_x if piece.y is self.x else self.backend.pack(piece.y, self.spec.normalize)
-        return Problem(
-            self.packed_x, y, self.scale, self.bias, self.spec.objective, self._diagonal(piece), *labels
-        )
 
     def _diagonal(self, piece: Piece) -> int | None:
         return self.spec.diagonal if self._is_own(piece) else None
@@ -220,15 +221,6 @@ def own_columns(ranks: Ranks, statistics: Statistics) -> Statistics:
     if cols is not None:
         cols = Sums(*(ranks.take(v, (ranks.rank,)) for v in _pair(cols)))
     return Statistics(statistics.rows, cols, statistics.positive, statistics.products)
-
-
-def _divisible(sums: Sums) -> Sums:
-    """Return statistics fit to make coefficients of: where nothing was summed up, all of them shall be 0.
-
-    The shift lies above every logit then, so that no exponential is infinite, and the gradient is 0 already.
-    """
-    empty = sums.sum == 0
-    return Sums(sums.shift.masked_fill(empty, -EMPTY_SHIFT), sums.sum.masked_fill(empty, 1))
 
 
 def _pair(sums: Sums) -> tuple[Tensor, Tensor]:

@@ -88,13 +88,6 @@ def test_options_reach_the_losses() -> None:
     assert "label_smoothing=0.1" in repr(loss)
 
 
-@pytest.mark.parametrize("options", [{"rank": 1, "world_size": 2}, {"group": object()}])
-def test_distillation_over_several_processes_is_refused(options: dict) -> None:
-    student = teacher = (features(6, 8), features(6, 8, 1), SCALE)
-    with pytest.raises(ValueError, match="DistillClipLoss compares with the teacher within one process"):
-        ours.DistillClipLoss(**options)(*student, *teacher)
-
-
 def test_an_unknown_dist_impl_is_refused() -> None:
     for known in (None, "bidir", "shift", "reduce", "gather"):
         ours.SigLipLoss(dist_impl=known)
