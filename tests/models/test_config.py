@@ -59,7 +59,7 @@ def test_values_out_of_range_are_named(part, change, message):
 
 
 def test_activation_has_no_default_and_no_synonyms():
-    with pytest.raises(ValueError, match="activation must be one of gelu, quick_gelu, got 'relu'"):
+    with pytest.raises(ValueError, match="activation must be one of gelu, quick_gelu, gelu_tanh, got 'relu'"):
         replace(DEMO, activation="relu")
     with pytest.raises(TypeError, match="activation"):
         CLIPConfig(VisionConfig(32, 8, 16, 1, 2), TextConfig(16, 1, 2), 16)  # type: ignore[call-arg]

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from fastclip.models import Tokenizer
 from fastclip.models.tokenizer import EOT_ID, SOT_ID, VOCAB_SIZE
+from fastclip.models.vocabulary import write_vocabulary
+from tests.models.nasty import NASTY
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_tokens.json").read_text(encoding="utf-8"))
 
@@ -47,6 +49,56 @@ def test_long_text_is_cut_and_keeps_the_end_token(tokenizer):
     tokens = tokenizer("cat " * 100, context_length=8)
     assert tokens.tolist() == [[SOT_ID] + [2368] * 6 + [EOT_ID]]
     assert tokenizer("cat " * 75)[0, -1] == EOT_ID
+
+
+def test_long_text_is_refused_where_it_must_not_be_cut(tokenizer):
+    strict = Tokenizer(context_length=8, truncate=False)
+    assert strict("cat " * 6).shape == (1, 8)
+    for refuse in (
+        lambda: strict(["a", "cat " * 7]),
+        lambda: tokenizer(["a", "cat " * 7], 8, truncate=False),
+    ):
+        with pytest.raises(ValueError, match=r"texts\[1\] has 9 tokens, start and end included, and .* is 8"):
+            refuse()
+    assert strict("cat " * 7, truncate=True)[0, -1] == EOT_ID
+
+
+def test_padding_is_chosen():
+    tokens = Tokenizer(6, pad_id=EOT_ID)("a cat")
+    assert tokens.tolist() == [[SOT_ID, 320, 2368, EOT_ID, EOT_ID, EOT_ID]]
+    with pytest.raises(ValueError, match=r"pad_id must lie in \[0, 49408\), got -1"):
+        Tokenizer(pad_id=-1)
+    with pytest.raises(ValueError, match="cleaning must be 'openai' or 'hf', got 'none'"):
+        Tokenizer(cleaning="none")
+
+
+@pytest.fixture(scope="module")
+def transformers_tokenizer(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("vocabulary")
+    write_vocabulary(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("context_length", [77, 16, 12_000])
+def test_ids_are_transformers(transformers_tokenizer, context_length):
+    tokens = Tokenizer(context_length, cleaning="hf", pad_id=EOT_ID)(NASTY)
+    theirs = transformers_tokenizer(
+        NASTY, padding="max_length", max_length=context_length, truncation=True, return_tensors="pt"
+    )
+    for text, own, their in zip(NASTY, tokens, theirs["input_ids"], strict=True):
+        assert torch.equal(own, their), ascii(text)[:40]
+
+
+def test_cleaning_matters_for_some_texts_only():
+    """Where OpenAI's and Hugging Face's ids differ: what ftfy repairs, HTML, and upper-case names of tokens."""
+    openai, hf = Tokenizer(), Tokenizer(cleaning="hf")
+    differing = {text for text in NASTY if openai.encode(text) != hf.encode(text)}
+    marks = ("&amp;", "Ã", "\x00", "\u200b", "ﬁ", "‘", "ǅ", "<|")
+    assert {mark: sum(mark in text for text in differing) for mark in marks}.keys() == set(marks)
+    assert all(any(mark in text for mark in marks) for text in differing)
+    for plain in ("a photo of a cat", "漢字 かな 한국어 русский", "😀 👍🏽", "ñandú façade"):
+        assert openai.encode(plain) == hf.encode(plain)
 
 
 def test_ten_thousand_letters_in_one_word(tokenizer):

@@ -1,0 +1,1 @@
+"""Weights of models in files: found, read safely, renamed, and fitted to a config."""
