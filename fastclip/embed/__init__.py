@@ -1,0 +1,1 @@
+"""Embed a data set: `python -m fastclip.embed`."""

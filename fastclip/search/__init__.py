@@ -1,0 +1,1 @@
+"""Search embeddings: `python -m fastclip.search`."""

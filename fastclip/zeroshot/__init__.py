@@ -1,0 +1,1 @@
+"""Classify pictures by names alone: `python -m fastclip.zeroshot`."""
