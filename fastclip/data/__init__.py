@@ -1,6 +1,16 @@
-"""Sources of image-text pairs: emoji art, drawn shapes, and a user's own folder or table."""
+"""Sources of image-text pairs: a user's own, in any usual format, emoji art, and drawn shapes."""
 
+from fastclip.data.augment import Augmentation
 from fastclip.data.opening import open_source
-from fastclip.data.source import HeldOut, Pairs, PairSource, permutation, uniforms
+from fastclip.data.source import DataError, HeldOut, Pairs, PairSource, permutation, uniforms
 
-__all__ = ["HeldOut", "PairSource", "Pairs", "open_source", "permutation", "uniforms"]
+__all__ = [
+    "Augmentation",
+    "DataError",
+    "HeldOut",
+    "PairSource",
+    "Pairs",
+    "open_source",
+    "permutation",
+    "uniforms",
+]

@@ -1,6 +1,8 @@
-"""Move, zoom and mirror a whole batch of pictures at once."""
+"""Move, zoom, mirror and recolour a whole batch of pictures at once."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -70,3 +72,55 @@ def _jitter(
     background = torch.tensor(fill, dtype=torch.float32).view(1, 3, 1, 1)
     moved = F.grid_sample(images.float().sub_(background), grid, mode="bilinear", align_corners=False)
     return moved.add_(background + 0.5).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Say what is done to training pictures beside resizing."""
+
+    scale: float = 0.9  #: smallest share of the area that a random crop keeps, in (0, 1]
+    flip: float = 0.0  #: probability of a mirror image; captions that say left and right then lie
+    color_jitter: float = 0.0  #: brightness, contrast and saturation each change by up to this share
+    grayscale: float = 0.0  #: probability of a grey picture
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale must lie in (0, 1], got {self.scale}")
+        for name in ("flip", "color_jitter", "grayscale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+def recolour(images: Tensor, draws: np.ndarray, augmentation: Augmentation) -> Tensor:
+    """Return ``images`` mirrored and coloured as ``augmentation`` says, each by its own row of ``draws``.
+
+    Args:
+        images: uint8 ``(B, 3, S, S)``; left alone where nothing is asked for.
+        draws: float64 ``(B, 5)`` in [0, 1): mirror, brightness, contrast, saturation, grey.
+        augmentation: its crop is not done here.
+    """
+    wanted = torch.from_numpy(draws)
+    if augmentation.flip > 0:
+        mirrored = wanted[:, 0] < augmentation.flip
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    grey = wanted[:, 4] < augmentation.grayscale
+    if augmentation.color_jitter == 0 and not grey.any():
+        return images
+    out = torch.empty_like(images)
+    for part in (slice(at, at + _CHUNK) for at in range(0, len(images), _CHUNK)):
+        factors = (1 + augmentation.color_jitter * (2 * wanted[part, 1:4] - 1)).float()
+        brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+        x = images[part].float() * brightness
+        x = _blend(x.clamp_(0, 255), _luma(x).mean((2, 3), keepdim=True), contrast)
+        saturation = saturation.masked_fill(grey[part, None, None, None], 0)
+        out[part] = _blend(x, _luma(x), saturation).add_(0.5).to(torch.uint8)
+    return out
+
+
+def _luma(x: Tensor) -> Tensor:
+    """Return the brightness that the eye sees in RGB ``(B, 3, S, S)``: ``(B, 1, S, S)``, by ITU-R BT.601."""
+    return (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (other + factor * (x - other)).clamp_(0, 255)

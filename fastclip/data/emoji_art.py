@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import time
-import uuid
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastclip.data.cache import default_cache_dir, written_aside
 from fastclip.data.emoji_names import Codes, EmojiName, emoji_names
 from fastclip.data.rasterise import rasterise_all
 
@@ -74,13 +73,6 @@ def load_art(image_size: int, cache_dir: str | Path | None = None) -> EmojiArt:
         _store(file, images)
     seconds = time.perf_counter() - started
     return EmojiArt(names, torch.tensor(styles), torch.from_numpy(images), seconds, paths)
-
-
-def default_cache_dir() -> Path:
-    """Return ``$FASTCLIP_CACHE``, else ``fastclip`` in the user's cache directory."""
-    if chosen := os.environ.get("FASTCLIP_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastclip"
 
 
 def _versions() -> dict[str, str]:
@@ -155,15 +147,9 @@ def _load(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _store(file: Path, images: np.ndarray) -> None:
     """Write the cache file aside and rename it into place, so that no reader ever sees half of it."""
-    aside = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(aside, "wb") as out:
-                np.save(out, images)
-            os.replace(aside, file)
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(file) as aside, open(aside, "wb") as out:
+            np.save(out, images)
     except OSError as error:
         warnings.warn(
             f"cannot keep the drawn emoji in {file.parent} ({error}): they will be drawn again next time. "

@@ -1,143 +1,85 @@
-"""Give a user's own pictures: a folder with caption files, or a table of pictures and captions."""
+"""List the pictures of a folder that have a caption file beside them."""
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Sequence
+import os
+from array import array
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from fastclip.data.captions import Captions, Keys, from_json, from_text
+from fastclip.data.picture import SUFFIXES, UnreadableError, read
+from fastclip.data.records import Records, Texts
+from fastclip.data.source import DataError
 
-from fastclip.data.listing import Record, list_folder, list_table
-from fastclip.data.picture import UnreadableError, decode
-from fastclip.data.source import HeldOut, Pairs, PairSource, as_indices, permutation, uniforms
-
-MAX_HELD_OUT = 1000  # pictures
+MAX_CAPTION_FILE = 1 << 24  # bytes
 
 
-class FolderSource(PairSource):
-    """Give the pairs of a folder, a CSV or a TSV file, one per picture, and keep some of them for validation.
+class FolderRecords(Records):
+    """Hold the pictures below ``folder``, in the order of their paths.
 
-    Pictures are decoded when fetched. A picture with several captions shows one of them, drawn anew each
-    epoch. One that cannot be read is left out, counted in ``skipped`` once, and listed in ``skipped_files``.
-
-    Args:
-        path: the folder or the table; ``listing`` says how captions are found.
-        image_size: side of the pictures, in pixels.
-        seed: chooses the validation pictures.
-        held_out_share: share of the pictures kept for validation, at most 1,000 of them; 0 keeps none.
-        csv_img_key, csv_caption_key, csv_separator: see ``listing.list_table``.
-        shuffled_captions: give every training picture another one's captions; the control.
-
-    Raises FileNotFoundError or ValueError if there is nothing to train on.
+    ``cat.jpg`` is captioned by ``cat.txt``, each line a caption, or by ``cat.json``: see ``captions.from_value``.
+    With ``keys``, the ``.json`` comes first. Of two pictures of one stem the first is used. Raises DataError if
+    there is no picture, or none with a caption file.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        image_size: int = 224,
-        seed: int = 0,
-        held_out_share: float = 0.05,
-        csv_img_key: str | None = None,
-        csv_caption_key: str | None = None,
-        csv_separator: str | None = None,
-        shuffled_captions: bool = False,
-    ) -> None:
-        path = Path(path)
-        if not 0 <= held_out_share < 1:
-            raise ValueError(f"held_out_share must lie in [0, 1), got {held_out_share}")
-        if path.is_dir():
-            listing = list_folder(path)
-        elif path.suffix.lower() in (".csv", ".tsv") and path.is_file():
-            listing = list_table(path, csv_img_key, csv_caption_key, csv_separator)
-        elif path.exists():
-            raise ValueError(f"{path} is neither a folder nor a .csv or .tsv file")
-        else:
-            raise FileNotFoundError(
-                f"{path} does not exist: give a folder of pictures, a .csv or a .tsv file"
+    def __init__(self, folder: Path, keys: Keys | None = None) -> None:
+        super().__init__(folder.name or str(folder))
+        self._root, self._keys = folder, keys
+        self._paths, self._kinds = Texts(), array("b")  # kind: index into _KINDS
+        kinds = _KINDS if keys is None else _KINDS[::-1]
+        pictures = 0
+        for parent, folders, names in os.walk(folder):
+            folders.sort()
+            present, stems = set(names), set()
+            for name in sorted(names):
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() not in SUFFIXES or name.startswith("."):
+                    continue
+                pictures += 1
+                path = os.path.join(parent, name)
+                kind = next((kind for kind in kinds if stem + kind in present), None)
+                if kind is None:
+                    self.skipped[path] = "no caption"
+                elif stem in stems:
+                    self.skipped[path] = "duplicate key"
+                else:
+                    stems.add(stem)
+                    self._paths.append(os.path.relpath(path, folder))
+                    self._kinds.append(_KINDS.index(kind))
+        if not pictures:
+            raise DataError(
+                f"no pictures in {folder}: expected files ending in {', '.join(sorted(SUFFIXES))}"
             )
-        _require_pillow()
-        super().__init__(f"{path.name}, shuffled captions" if shuffled_captions else path.name, image_size)
-
-        self.skipped_files = dict(listing.skipped)  #: reason by file
-        self.skipped.update(listing.skipped.values())
-        self._lock = threading.Lock()  # fetch may run in several threads
-        self._seed = seed
-
-        count = len(listing.records)
-        order = permutation(count, seed, -1).tolist()
-        kept = min(MAX_HELD_OUT, round(held_out_share * count))
-        self._validation = [listing.records[i] for i in sorted(order[:kept])]
-        self._records = [listing.records[i] for i in sorted(order[kept:])]
-        self._captions = [record.captions for record in self._records]
-        if shuffled_captions:
-            self._captions = [self._captions[i] for i in permutation(len(self._records), seed, -2)]
-        self._held_out: list[HeldOut] | None = None
+        if not len(self):
+            reasons = ", ".join(f"{reason} ({n:,})" for reason, n in Counter(self.skipped.values()).items())
+            raise DataError(
+                f"none of the {pictures:,} pictures in {folder} has a usable caption: {reasons}. "
+                "Put a .txt or .json file of the same name beside each (cat.jpg, cat.txt), "
+                "or give a .csv or .tsv file with the columns image and caption in place of the folder"
+            )
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._paths)
 
-    def fetch(self, indices: Sequence[int] | Tensor, *, seed: int, epoch: int, augment: bool = True) -> Pairs:
-        """Return the readable pairs of ``indices``: with bad pictures among them, fewer than asked for."""
-        index = as_indices(indices, len(self))
-        draws = uniforms(index, 5, seed=seed, epoch=epoch)
-        images, captions, kept = [], [], []
-        for row, i in enumerate(index.tolist()):
-            image = self._decode(self._records[i], draws[row, :4] if augment else None)
-            if image is not None:
-                choice = int(draws[row, 4] * len(self._captions[i])) if augment else 0
-                images.append(image)
-                captions.append(self._captions[i][choice])
-                kept.append(i)
-        labels = torch.tensor([_label(caption) for caption in captions], dtype=torch.int64)
-        return Pairs(self._stack(images), captions, labels, torch.tensor(kept, dtype=torch.int64))
+    def picture(self, i: int) -> bytes:
+        return read(self.where(i))
 
-    def held_out(self) -> list[HeldOut]:
-        """Return one test over the validation pictures, or none if no picture was kept for it."""
-        if self._held_out is None:
-            images, captions = [], []
-            for record in self._validation:
-                image = self._decode(record, None)
-                if image is not None:
-                    images.append(image)
-                    captions.append(record.captions[0])
-            gallery = sorted(set(captions))
-            position = {caption: i for i, caption in enumerate(gallery)}
-            target = torch.tensor([position[caption] for caption in captions], dtype=torch.int64)
-            test = HeldOut("validation", self._stack(images), gallery, target, headline="R@1")
-            self._held_out = [test] if images else []
-        return self._held_out
+    def captions(self, i: int) -> Captions:
+        kind = _KINDS[self._kinds[i]]
+        data = read_caption(os.path.splitext(self.where(i))[0] + kind)
+        return from_text(data, lines=True) if kind == ".txt" else from_json(data, self._keys)
 
-    def _decode(self, record: Record, draws: np.ndarray | None) -> np.ndarray | None:
-        try:
-            return decode(record.path, self.image_size, draws)
-        except UnreadableError as error:
-            with self._lock:
-                if str(record.path) not in self.skipped_files:
-                    self.skipped_files[str(record.path)] = str(error)
-                    self.skipped[str(error)] += 1
-            return None
-
-    def _stack(self, images: list[np.ndarray]) -> Tensor:
-        shape = (len(images), 3, self.image_size, self.image_size)
-        out = torch.empty(shape, dtype=torch.uint8)
-        for row, image in enumerate(images):
-            out[row] = torch.from_numpy(image.copy())
-        return out
+    def where(self, i: int) -> str:
+        return os.path.join(self._root, self._paths[i])
 
 
-def _label(caption: str) -> int:
-    """Return a number that equal captions share: 63 bits of a hash, so no list of all captions is held."""
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _require_pillow() -> None:
+def read_caption(path: str) -> bytes:
+    """Return the bytes of a caption file. Raises UnreadableError, which says that it is the caption's."""
     try:
-        import PIL  # noqa: F401
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "reading pictures needs Pillow, not installed here; run: pip install 'fastclip-kernels[train]'"
-        ) from None
+        return read(path, MAX_CAPTION_FILE)
+    except UnreadableError as error:
+        raise UnreadableError(f"caption: {error}") from error
+
+
+_KINDS = (".txt", ".json")

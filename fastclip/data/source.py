@@ -17,32 +17,62 @@ import torch
 from torch import Tensor
 
 
+class DataError(ValueError):
+    """Data that cannot be trained on; the message says what is wrong with it and what to do."""
+
+
 @dataclass
 class Pairs:
     """Hold a batch of B pairs."""
 
-    images: Tensor  #: uint8 (B, 3, S, S), RGB
+    images: Tensor  #: uint8 (B, 3, S, S), RGB; of precomputed features float (B, F)
     captions: list[str]  #: B captions
     labels: Tensor  #: int64 (B,); pairs of one label show the same thing and are not each other's negatives
     indices: Tensor  #: int64 (B,), position of each pair in its source
+    text_features: Tensor | None = None  #: float (B, G), where the captions come precomputed too
 
     def __len__(self) -> int:
         return len(self.captions)
 
+    @classmethod
+    def join(cls, parts: Sequence[Pairs]) -> Pairs:
+        """Return the pairs of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        texts = [part.text_features for part in parts if part.text_features is not None]
+        return cls(
+            torch.cat([part.images for part in parts]),
+            [caption for part in parts for caption in part.captions],
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.indices for part in parts]),
+            torch.cat(texts) if texts else None,
+        )
+
+    def take(self, rows: Tensor) -> Pairs:
+        """Return the pairs at ``rows``, int64 (R,), in that order."""
+        captions = [self.captions[row] for row in rows.tolist()]
+        texts = None if self.text_features is None else self.text_features[rows]
+        return Pairs(self.images[rows], captions, self.labels[rows], self.indices[rows], texts)
+
 
 @dataclass
 class HeldOut:
-    """Hold a retrieval test: Q pictures, each to be matched with its caption in a gallery."""
+    """Hold a retrieval test: Q pictures, each to be matched with its captions in a gallery."""
 
     name: str
-    images: Tensor  #: uint8 (Q, 3, S, S)
+    images: Tensor  #: uint8 (Q, 3, S, S); of precomputed features float (Q, F)
     gallery: list[str]  #: G distinct captions
-    target: Tensor  #: int64 (Q,), index of each picture's caption in the gallery
+    target: Tensor  #: int64 (Q,), index of each picture's first caption in the gallery
     groups: Tensor | None = None  #: int64 (Q, C), a forced choice: C gallery captions, the right one included
     group_name: str = ""  #: what the forced choice asks, e.g. "tone of five"
     headline: str | None = None  #: the figure to report first, e.g. "R@1"; None: a diagnostic, not a headline
     #: draws queries for people to look at: (indices, side) -> uint8 (n, 3, side, side); None: ``images`` serve
     portraits: Callable[[Sequence[int], int], Tensor] | None = None
+    #: int64 (Q,) and (G,), where pictures have several captions: equal labels belong together (as in
+    #: ``fastclip.retrieval_ranks``); None: ``target`` alone is right
+    image_labels: Tensor | None = None
+    text_labels: Tensor | None = None
+    gallery_features: Tensor | None = None  #: float (G, F), where the captions come precomputed
 
     def __len__(self) -> int:
         return len(self.target)
@@ -55,6 +85,8 @@ class PairSource(ABC):
     name: str
     image_size: int
     skipped: Counter[str] = field(default_factory=Counter, init=False)  #: unreadable pairs, by reason
+    #: reason by file, row or member
+    skipped_files: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -83,6 +115,20 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.argsort(keys, kind="stable"))
 
 
+def first_of(n: int, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return ``permutation(n, seed, epoch)[:count]``, int64, without making all of it."""
+    if count >= n:
+        return permutation(n, seed, epoch).numpy()[:count]
+    best, keys = np.empty(0, np.int64), np.empty(0, np.uint64)
+    for start in range(0, n, _CHUNK):
+        index = np.arange(start, min(start + _CHUNK, n), dtype=np.uint64)
+        keys = np.concatenate([keys, _hash(seed, epoch, _PERMUTATION_STREAM, index)])
+        best = np.concatenate([best, index.astype(np.int64)])
+        smallest = np.argsort(keys, kind="stable")[:count]
+        best, keys = best[smallest], keys[smallest]
+    return best
+
+
 def uniforms(
     indices: Sequence[int] | Tensor | np.ndarray, draws: int, *, seed: int, epoch: int, stream: int = 0
 ) -> np.ndarray:
@@ -107,6 +153,7 @@ def as_indices(indices: Sequence[int] | Tensor, length: int) -> np.ndarray:
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _PERMUTATION_STREAM, _UNIFORM_STREAM = 1, 2
+_CHUNK = 1 << 20  # hashes made at a time
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -1,23 +1,38 @@
-"""Hand out batches: a fresh shuffle every epoch, prepared ahead of time, startable at any position.
+"""Hand out batches: a fresh shuffle every epoch, prepared ahead of time, always full, startable at any position.
 
-The order is a pure function of (seed, epoch), so a position is all there is to remember of the data.
+The order is a pure function of (seed, epoch), so a position is all there is to remember of the data. Positions are
+those of the global batch: with R ranks of B pairs each, rank r takes the r-th B of B·R consecutive ones, so the
+same global batch is the same pairs however many ranks share it.
+
+A pair that cannot be read is replaced by a spare, drawn by (seed, epoch, position, attempt) from the whole source.
+No rank needs to know what another one could not read, so none waits for it, and a rank's batch is always full.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from fastclip.data.source import Pairs, PairSource, permutation
+from fastclip.data.source import DataError, Pairs, PairSource, permutation, uniforms
+
+MAX_BAD_SHARE = 0.1  # of the pairs that were tried
+
+_ATTEMPTS = 64  # spares tried for one place; at a bad share of one half, all fail once in 10¹⁹ places
+_ENOUGH = 1000  # pairs tried before their share of bad ones is judged
+_SPARES = 1_000_000  # the stream of random numbers that spares come from, apart from those of augmentation
+_LEAST = 32  # pairs that are worth a thread's while
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the data: `position` pairs of epoch `epoch` have been handed out."""
+    """A place in the data: `position` pairs of epoch `epoch` have been handed out, over all ranks."""
 
     epoch: int = 0
     position: int = 0
@@ -25,7 +40,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs, where they were taken from, and where the next ones are."""
+    """This rank's pairs, where the global batch was taken from, and where the next one is."""
 
     pairs: Pairs
     at: Cursor
@@ -33,12 +48,12 @@ class Batch:
 
 
 def steps_per_epoch(pairs: int, batch_size: int) -> int:
-    """Return the batches of an epoch: the incomplete last one is dropped, unless it is all there is."""
+    """Return the (global) batches of an epoch: the incomplete last one is dropped, unless it is all there is."""
     return max(1, pairs // batch_size)
 
 
 def plan(pairs: int, batch_size: int, seed: int, start: Cursor) -> Iterator[tuple[Cursor, Cursor, Tensor]]:
-    """Yield (place, next place, indices of the pairs) from `start` on, without end."""
+    """Yield (place, next place, indices of the pairs of the global batch) from `start` on, without end."""
     epoch, position = start.epoch, start.position
     while True:
         order = permutation(pairs, seed, epoch)
@@ -52,24 +67,126 @@ def plan(pairs: int, batch_size: int, seed: int, start: Cursor) -> Iterator[tupl
 
 
 def batches(
-    source: PairSource, batch_size: int, *, seed: int, start: Cursor, count: int, workers: int = 1
+    source: PairSource,
+    batch_size: int,
+    *,
+    seed: int,
+    start: Cursor,
+    count: int,
+    workers: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> Iterator[Batch]:
-    """Yield `count` batches of `source` from `start` on, prepared ahead of time by `workers` threads."""
-    steps = plan(len(source), batch_size, seed, start)
+    """Yield this rank's share of `count` global batches from `start` on, prepared by threads ahead of time.
 
-    def make(at: Cursor, following: Cursor, indices: Tensor) -> Batch:
-        return Batch(source.fetch(indices, seed=seed, epoch=at.epoch), at, following)
+    Args:
+        source: the pairs, the same on every rank.
+        batch_size: pairs per rank; the global batch has `world_size` times as many.
+        seed: of order, captions, augmentation and spares.
+        start: a place in the global order.
+        count: batches to give.
+        workers: threads; 0 prepares every batch when it is asked for.
+        rank, world_size: which share of each global batch.
+        max_bad_share: share of unreadable pairs, in [0, 1], above which the data are given up.
+
+    Raises:
+        DataError: too many pairs are unreadable, or there are fewer pairs than ranks.
+    """
+    pairs = len(source)
+    if pairs < world_size:
+        raise DataError(
+            f"{source.name} has {pairs} pairs for {world_size} ranks: every rank needs one at least"
+        )
+    steps = plan(pairs, batch_size * world_size, seed, start)
+    filler = _Filler(source, seed, max_bad_share)
+
+    def parts(at: Cursor, indices: Tensor) -> list[tuple[int, int, Tensor]]:
+        """Cut this rank's share of a batch into (epoch, position, indices) for the threads."""
+        each = len(indices) // world_size  # less than batch_size where the source has no full batch
+        mine = indices[rank * each : (rank + 1) * each]
+        size = max(_LEAST, -(-each // max(1, workers)))
+        places = range(0, each, size)
+        return [(at.epoch, at.position + rank * each + i, mine[i : i + size]) for i in places]
 
     if workers == 0:
         for _ in range(count):
-            yield make(*next(steps))
+            at, following, indices = next(steps)
+            yield Batch(Pairs.join([filler.fill(*part) for part in parts(at, indices)]), at, following)
         return
-    ahead: deque[Future[Batch]] = deque()
+    ahead: deque[tuple[Cursor, Cursor, list[Future[Pairs]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastclip-feed")
     try:
         for number in range(count):
-            while len(ahead) <= workers and number + len(ahead) < count:
-                ahead.append(pool.submit(make, *next(steps)))
-            yield ahead.popleft().result()
+            while len(ahead) < 2 and number + len(ahead) < count:
+                at, following, indices = next(steps)
+                ahead.append(
+                    (at, following, [pool.submit(filler.fill, *part) for part in parts(at, indices)])
+                )
+            at, following, made = ahead.popleft()
+            yield Batch(Pairs.join([part.result() for part in made]), at, following)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass
+class _Filler:
+    """Fetch pairs, put spares in the places of those that cannot be read, and judge how many those are."""
+
+    source: PairSource
+    seed: int
+    max_bad_share: float
+    tried: int = 0
+    bad: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fill(self, epoch: int, position: int, indices: Tensor) -> Pairs:
+        """Return as many pairs as `indices`, which stand at `position` and after it in the order of `epoch`."""
+        wanted = indices.numpy()
+        rows = np.arange(len(wanted))  # the places that `wanted` is for
+        parts, filled = [], []
+        for attempt in range(_ATTEMPTS):
+            pairs = self.source.fetch(torch.from_numpy(wanted), seed=self.seed, epoch=epoch)
+            came = _came(wanted, pairs.indices.numpy())
+            self._judge(len(wanted), len(wanted) - len(pairs))
+            parts.append(pairs)
+            filled.append(rows[came])
+            if came.all():
+                break
+            rows = rows[~came]
+            draws = uniforms(position + rows, 1, seed=self.seed, epoch=epoch, stream=_SPARES + attempt)
+            wanted = (draws[:, 0] * len(self.source)).astype(np.int64)
+        else:
+            raise self._error(f"{_ATTEMPTS} spares in a row could not be read either")
+        if len(parts) == 1:
+            return parts[0]
+        return Pairs.join(parts).take(torch.from_numpy(np.argsort(np.concatenate(filled))))
+
+    def _judge(self, tried: int, bad: int) -> None:
+        with self.lock:
+            self.tried, self.bad = self.tried + tried, self.bad + bad
+            enough = self.tried >= min(_ENOUGH, len(self.source))
+            too_many = self.bad > self.max_bad_share * self.tried
+        if enough and too_many:
+            raise self._error(f"that is more than --max-bad-share {self.max_bad_share:g} of them")
+
+    def _error(self, what: str) -> DataError:
+        reasons = ", ".join(f"{reason} ({n:,})" for reason, n in self.source.skipped.most_common())
+        example = next(iter(self.source.skipped_files), None)
+        return DataError(
+            f"{self.bad:,} of the {self.tried:,} pairs of {self.source.name} that were tried cannot be read, and "
+            f"{what}. Reasons: {reasons or 'not given'}"
+            + (f"; for example {example}" if example else "")
+            + ". Repair the data, or allow more with --max-bad-share"
+        )
+
+
+def _came(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Return bool (W,): which of `wanted` are among `got`, the same sequence with some left out."""
+    if len(wanted) == len(got):
+        return np.ones(len(wanted), bool)
+    came, at = np.zeros(len(wanted), bool), 0
+    for i, index in enumerate(wanted):
+        if at < len(got) and index == got[at]:
+            came[i], at = True, at + 1
+    return came

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from fastclip.data.augment import jitter
+from fastclip.data.augment import Augmentation, jitter, recolour
 
 FILL = (10, 200, 90)
 STILL = np.full((1, 5), 0.5)
@@ -62,3 +63,50 @@ def test_the_input_is_left_alone() -> None:
     before = images.clone()
     jitter(images, np.random.default_rng(1).random((3, 5)), np.ones(3, bool), fill=FILL)
     assert torch.equal(images, before)
+
+
+def recoloured(images: torch.Tensor, **settings: float) -> torch.Tensor:
+    draws = np.random.default_rng(0).random((len(images), 5))
+    return recolour(images, draws, Augmentation(**settings))
+
+
+def test_nothing_asked_for_leaves_the_pictures_alone() -> None:
+    images = pictures(200, 6)
+    assert recoloured(images) is images
+
+
+def test_a_share_is_mirrored() -> None:
+    images = pictures(200, 6)
+    out = recoloured(images, flip=0.3)
+    mirrored = (out == images.flip(3)).flatten(1).all(1)
+    assert (mirrored | (out == images).flatten(1).all(1)).all()
+    assert 40 < mirrored.sum() < 80
+
+
+def test_a_share_is_grey() -> None:
+    images = pictures(200, 6)
+    out = recoloured(images, grayscale=0.3)
+    grey = (out == out[:, :1]).flatten(1).all(1)
+    assert 40 < grey.sum() < 80
+    assert torch.equal(out[~grey], images[~grey])
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    expected = (images[grey].float() * weights).sum(1)
+    assert (out[grey][:, 0].float() - expected).abs().max() <= 1
+
+
+def test_colours_move_within_bounds_and_by_their_own_row() -> None:
+    images = pictures(200, 6)
+    plain = torch.full((50, 3, 4, 4), 100, dtype=torch.uint8)
+    levels = recoloured(plain, color_jitter=0.2)[:, 0, 0, 0]  # only brightness shows on a plain picture
+    assert 80 <= levels.min() < 88 and 112 < levels.max() <= 120
+    out = recoloured(images, color_jitter=0.4)
+    draws = np.random.default_rng(0).random((200, 5))
+    rows = [3, 150, 151]
+    alone = recolour(images[rows], draws[rows], Augmentation(color_jitter=0.4))
+    assert torch.equal(alone, out[rows])
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"flip": 1.5}, {"grayscale": -0.1}, {"color_jitter": 2.0}])
+def test_augmentation_that_makes_no_sense_is_an_error(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must lie in"):
+        Augmentation(**wrong)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from fastclip.data import emoji_art
-from fastclip.data.emoji_art import BACKGROUND, CREDITS, STYLES, default_cache_dir, load_art
+from fastclip.data.cache import default_cache_dir
+from fastclip.data.emoji_art import BACKGROUND, CREDITS, STYLES, load_art
 from fastclip.data.emoji_names import EmojiName
 from fastclip.data.rasterise import rasterise, rasterise_all
 
@@ -107,7 +109,7 @@ def test_a_damaged_cache_is_drawn_again(few: list[int], tmp_path: Path, damage: 
 def test_a_drawing_that_fails_leaves_no_cache(
     few: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emoji_art.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         load_art(16, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A user's own pictures: folders, tables, and everything that can be wrong with them."""
+"""A user's own pictures: folders, the captions beside them, and everything that can be wrong with either."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from fastclip.data import open_source
-from fastclip.data.emoji import EmojiSource
-from fastclip.data.folder import FolderSource
-from fastclip.data.listing import MAX_CAPTION, list_folder, list_table
-from fastclip.data.shapes import ShapesSource
+from fastclip.data import DataError, open_source
+from fastclip.data.captions import MAX_CAPTION, Keys
+from fastclip.data.folder import FolderRecords
+from fastclip.data.ondisk import RecordSource
 
 
 def picture(path: Path, shade: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 16), (shade, 255 - shade, 90)).save(path)
     return path
+
+
+def opened(path: Path, held_out_share: float = 0, **options: object) -> RecordSource:
+    source = open_source(path, 8, held_out_share=held_out_share, **options)  # type: ignore[arg-type]
+    assert isinstance(source, RecordSource)
+    return source
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pictures_go_with_the_captions_beside_them(folder: Path) -> None:
-    source = FolderSource(folder, 8, held_out_share=0)
+    source = opened(folder)
     assert len(source) == 40 and source.held_out() == [] and not source.skipped
     pairs = source.fetch(range(40), seed=0, epoch=0)
     assert pairs.images.shape == (40, 3, 8, 8) and pairs.images.dtype == torch.uint8
@@ -54,7 +59,8 @@ def test_captions_come_as_text_or_json(tmp_path: Path) -> None:
     for name, text in contents.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         picture((tmp_path / name).with_suffix(".jpg"), 9)
-    captions = {record.path.stem: record.captions for record in list_folder(tmp_path).records}
+    records = FolderRecords(tmp_path)
+    captions = {Path(records.where(i)).stem: records.captions(i).texts for i in range(len(records))}
     assert captions == {
         "a": ("one caption",),
         "b": ("first", "second"),
@@ -66,6 +72,20 @@ def test_captions_come_as_text_or_json(tmp_path: Path) -> None:
     }
 
 
+def test_a_named_key_comes_before_the_text_file(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", 9).with_suffix(".txt").write_text("alt text")
+    (tmp_path / "a.json").write_text(json.dumps({"caption": "plain", "recaption": "better"}))
+    assert FolderRecords(tmp_path).captions(0).texts == ("alt text",)
+    assert FolderRecords(tmp_path, Keys.parse("recaption")).captions(0).texts == ("better",)
+
+
+def test_two_pictures_of_one_stem_are_one_pair(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", 9).with_suffix(".txt").write_text("text")
+    picture(tmp_path / "a.png", 9)
+    source = opened(tmp_path)
+    assert len(source) == 1 and source.skipped_files == {str(tmp_path / "a.png"): "duplicate key"}
+
+
 def test_pictures_without_a_usable_caption_are_counted(folder: Path) -> None:
     picture(folder / "none.png", 1)
     picture(folder / "blank.png", 1).with_suffix(".txt").write_text(" \n")
@@ -73,39 +93,40 @@ def test_pictures_without_a_usable_caption_are_counted(folder: Path) -> None:
     picture(folder / "broken.png", 1).with_suffix(".json").write_text("{")
     picture(folder / "number.png", 1).with_suffix(".json").write_text("3")
     picture(folder / ".hidden.png", 1)
-    source = FolderSource(folder, 8, held_out_share=0)
-    assert len(source) == 40
+    source = opened(folder)
+    assert len(source) == 44 and source.skipped == {"no caption": 1}  # what a list of names can tell
+    assert len(source.fetch(range(44), seed=0, epoch=0)) == 40
     assert source.skipped == {"no caption": 3, "caption is not UTF-8": 1, "caption is not valid JSON": 1}
     assert source.skipped_files[str(folder / "latin.png")] == "caption is not UTF-8"
 
 
 def test_a_huge_caption_is_cut(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 1).with_suffix(".txt").write_text("word " * 1_000_000)
-    (record,) = list_folder(tmp_path).records
-    assert len(record.captions[0]) == MAX_CAPTION
+    assert len(FolderRecords(tmp_path).captions(0).texts[0]) == MAX_CAPTION
 
 
 def test_a_folder_without_captions_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 1)
     picture(tmp_path / "b.png", 1)
     with pytest.raises(ValueError, match=r"none of the 2 pictures.*no caption \(2\).*\.txt or \.json.*\.csv"):
-        FolderSource(tmp_path)
+        FolderRecords(tmp_path)
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"no pictures in .*\.jpg"):
-        FolderSource(tmp_path)
+        FolderRecords(tmp_path)
 
 
 def test_what_is_not_there_or_not_known_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist: give a folder"):
-        FolderSource(tmp_path / "gone")
+        open_source(tmp_path / "gone")
     (tmp_path / "data.xyz").write_text("")
-    with pytest.raises(ValueError, match=r"neither a folder nor a \.csv or \.tsv file"):
-        FolderSource(tmp_path / "data.xyz")
-    with pytest.raises(ValueError, match=r"held_out_share.*\[0, 1\).*got 1"):
-        FolderSource(tmp_path, held_out_share=1)
+    with pytest.raises(DataError, match=r"neither a folder nor a \.tar, \.csv.*--dataset-type"):
+        open_source(tmp_path / "data.xyz")
+    picture(tmp_path / "a.jpg", 9).with_suffix(".txt").write_text("text")
+    with pytest.raises(ValueError, match=r"held_out_share.*\[0, 1\].*got 2"):
+        open_source(tmp_path, held_out_share=2)
 
 
 def test_unreadable_pictures_are_left_out_and_counted_once(folder: Path) -> None:
@@ -114,7 +135,7 @@ def test_unreadable_pictures_are_left_out_and_counted_once(folder: Path) -> None
     for name, data in bad.items():
         (folder / f"{name}.png").write_bytes(data)
     (folder / "a/04.png").unlink()
-    source = FolderSource(folder, 8, held_out_share=0)
+    source = opened(folder)
     (folder / "a/06.png").unlink()  # gone after the listing
     reasons = {
         "empty file": 1,
@@ -134,7 +155,7 @@ def test_unreadable_pictures_are_left_out_and_counted_once(folder: Path) -> None
 
 
 def test_a_batch_of_bad_pictures_is_empty(folder: Path) -> None:
-    source = FolderSource(folder, 8, held_out_share=0)
+    source = opened(folder)
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
     pairs = source.fetch(range(40), seed=0, epoch=0)
@@ -143,7 +164,7 @@ def test_a_batch_of_bad_pictures_is_empty(folder: Path) -> None:
 
 
 def test_threads_count_each_bad_picture_once(folder: Path) -> None:
-    source = FolderSource(folder, 8, held_out_share=0)
+    source = opened(folder)
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
     with ThreadPoolExecutor(8) as pool:
@@ -152,7 +173,7 @@ def test_threads_count_each_bad_picture_once(folder: Path) -> None:
 
 
 def test_validation_pictures_are_kept_apart(folder: Path) -> None:
-    source = FolderSource(folder, 8, held_out_share=0.25)
+    source = opened(folder, 0.25)
     (test,) = source.held_out()
     assert len(source) == 30 and len(test) == 10 and test.name == "validation" and test.headline == "R@1"
     trained = set(source.fetch(range(30), seed=0, epoch=0).captions)
@@ -161,14 +182,14 @@ def test_validation_pictures_are_kept_apart(folder: Path) -> None:
     for image, target in zip(test.images, test.target, strict=True):
         assert int(image[0, 4, 4]) == 6 * int(test.gallery[target].split()[1])
     same, other = (
-        FolderSource(folder, 8, held_out_share=0.25),
-        FolderSource(folder, 8, 1, held_out_share=0.25),
+        opened(folder, 0.25),
+        opened(folder, 0.25, seed=1),
     )
     assert same.held_out()[0].gallery == test.gallery != other.held_out()[0].gallery
 
 
 def test_unreadable_validation_pictures_are_counted_too(folder: Path) -> None:
-    source = FolderSource(folder, 8, held_out_share=0.25)
+    source = opened(folder, 0.25)
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
     assert source.held_out() == []
@@ -179,7 +200,7 @@ def test_captions_and_crops_depend_on_their_key_alone(folder: Path) -> None:
     for file in folder.rglob("*.txt"):
         file.write_text("\n".join(f"{file.stem} {i}" for i in range(9)))
         Image.effect_noise((30, 24), 90).save(file.with_suffix(".png"))
-    source = FolderSource(folder, 8, held_out_share=0)
+    source = opened(folder)
     together = source.fetch(range(40), seed=3, epoch=1)
     backwards = source.fetch(range(39, -1, -1), seed=3, epoch=1)
     assert torch.equal(together.images, backwards.images.flip(0))
@@ -194,116 +215,14 @@ def test_captions_and_crops_depend_on_their_key_alone(folder: Path) -> None:
 def test_equal_captions_share_a_label(folder: Path) -> None:
     for i, file in enumerate(sorted(folder.rglob("*.txt"))):
         file.write_text(f"kind {i % 7}")
-    pairs = FolderSource(folder, 8, held_out_share=0).fetch(range(40), seed=0, epoch=0)
+    pairs = opened(folder).fetch(range(40), seed=0, epoch=0)
     labels = set(zip(pairs.captions, pairs.labels.tolist(), strict=True))
     assert len(labels) == len(set(pairs.labels.tolist())) == 7
     assert pairs.labels.min() >= 0
 
 
 def test_the_control_has_the_same_captions_on_other_pictures(folder: Path) -> None:
-    real = FolderSource(folder, 8, held_out_share=0.1).fetch(range(36), seed=0, epoch=0)
-    control = FolderSource(folder, 8, held_out_share=0.1, shuffled_captions=True).fetch(
-        range(36), seed=0, epoch=0
-    )
+    real = opened(folder, 0.1).fetch(range(36), seed=0, epoch=0)
+    control = opened(folder, 0.1, shuffled_captions=True).fetch(range(36), seed=0, epoch=0)
     assert torch.equal(real.images, control.images)
     assert Counter(real.captions) == Counter(control.captions) and real.captions != control.captions
-
-
-@pytest.mark.parametrize(
-    ("name", "header", "separator"),
-    [
-        ("t.csv", "filepath,title", ","),
-        ("t.tsv", "filepath\ttitle", "\t"),
-        ("t.csv", "caption;extra, or not;image", ";"),
-        ("t.csv", "filepath\ttitle", "\t"),
-    ],
-)
-def test_a_table_gives_pictures_and_captions(tmp_path: Path, name: str, header: str, separator: str) -> None:
-    lines = ["\ufeff" + header]
-    for i in range(6):
-        picture(tmp_path / f"p/{i}.png", 40 * i)
-        fields = {"filepath": f"p/{i}.png", "title": f"shade {i}"}
-        fields |= {"image": fields["filepath"], "caption": fields["title"]}
-        lines.append(separator.join(fields.get(key, "…") for key in header.split(separator)))
-    (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
-    source = FolderSource(tmp_path / name, 8, held_out_share=0)
-    pairs = source.fetch(range(6), seed=0, epoch=0)
-    assert sorted(pairs.captions) == [f"shade {i}" for i in range(6)]
-    for image, caption in zip(pairs.images, pairs.captions, strict=True):
-        assert int(image[0, 4, 4]) == 40 * int(caption.split()[1])
-
-
-def test_rows_of_one_picture_are_its_captions(tmp_path: Path) -> None:
-    # Else the picture would be its own negative, and could stand in training and validation at once.
-    table = tmp_path / "t.csv"
-    table.write_text('filepath,title\na.png,"one, two"\nb.png,other\na.png,three\n')
-    records = list_table(table).records
-    assert [(r.path, r.captions) for r in records] == [
-        (tmp_path / "a.png", ("one, two", "three")),
-        (tmp_path / "b.png", ("other",)),
-    ]
-
-
-def test_columns_can_be_named(tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text("url|file|alt|note\nx|a.png|seen|better\n")
-    (record,) = list_table(table, "file", "note", "|").records
-    assert record.captions == ("better",)
-    with pytest.raises(
-        ValueError, match=r"no caption column 'title'.*'url', 'file', 'alt', 'note'.*--csv-caption-key"
-    ):
-        list_table(table, "file", "title", "|")
-    with pytest.raises(ValueError, match=r"no image column 'filepath' or 'image'.*--csv-img-key"):
-        list_table(table)
-
-
-def test_bad_rows_are_counted(tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    table.write_bytes(
-        b"filepath,title\na.png,good\nb.png\n,lost\nc.png,  \nd.png,caf\xe9\ne.png," + b"x" * 300_000
-    )
-    listing = list_table(table)
-    assert [record.path.name for record in listing.records] == ["a.png", "e.png"]
-    assert Counter(listing.skipped.values()) == {
-        "row without picture or caption": 2,
-        "no caption": 1,
-        "caption is not UTF-8": 1,
-    }
-    assert f"{table}, row 2" in listing.skipped
-
-
-def test_a_table_without_rows_is_an_error(tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text("filepath,title\n")
-    with pytest.raises(ValueError, match=r"none of the 0 rows"):
-        FolderSource(table)
-    table.write_text("")
-    with pytest.raises(ValueError, match=r"columns are none"):
-        FolderSource(table)
-
-
-def test_relative_paths_may_start_from_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture(tmp_path / "pictures/a.png", 50)
-    (tmp_path / "lists").mkdir()
-    table = tmp_path / "lists/t.csv"
-    table.write_text("filepath,title\npictures/a.png,here\n")
-    monkeypatch.chdir(tmp_path)
-    assert len(FolderSource(table, 8, held_out_share=0).fetch([0], seed=0, epoch=0)) == 1
-
-
-def test_a_source_is_chosen_by_what_is_asked_for(folder: Path, emoji_cache: Path) -> None:
-    assert isinstance(open_source(folder, 8), FolderSource)
-    assert isinstance(open_source("shapes", 32), ShapesSource)
-    assert isinstance(open_source(None, 32, cache_dir=emoji_cache), EmojiSource)
-    assert isinstance(open_source("emoji", 32, cache_dir=emoji_cache), EmojiSource)
-    assert open_source("shapes", 32, shuffled_captions=True).name == "shapes, shuffled captions"
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        open_source(folder / "nowhere", 32)
-
-
-def test_a_folder_wins_over_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder.parent)
-    folder.rename(folder.parent / "shapes")
-    assert isinstance(open_source("shapes", 8), FolderSource)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastclip.data.source import as_indices, permutation, uniforms
+from fastclip.data.source import Pairs, as_indices, first_of, permutation, uniforms
 
 
 def test_the_order_of_an_epoch_never_changes() -> None:
@@ -61,3 +61,25 @@ def test_draws_are_uniform_and_independent() -> None:
 def test_an_index_outside_the_source_is_an_error(wrong: object) -> None:
     with pytest.raises(IndexError, match=r"\[0, 10\)"):
         as_indices(wrong, 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 37, 99, 100])
+def test_the_first_of_an_order_need_not_make_all_of_it(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastclip.data.source._CHUNK", 17)
+    np.testing.assert_array_equal(first_of(100, count, 3, -1), permutation(100, 3, -1)[:count])
+
+
+def test_pairs_are_joined_and_taken_whole() -> None:
+    def pairs(*numbers: int, texts: bool) -> Pairs:
+        index = torch.tensor(numbers)
+        features = index[:, None].float() if texts else None
+        return Pairs(
+            index.byte().reshape(-1, 1, 1, 1), [str(n) for n in numbers], index + 10, index, features
+        )
+
+    for texts in (True, False):
+        taken = Pairs.join([pairs(1, 2, texts=texts), pairs(3, texts=texts)]).take(torch.tensor([2, 0]))
+        expected = pairs(3, 1, texts=texts)
+        assert taken.captions == expected.captions
+        for part in ("images", "labels", "indices", *["text_features"] * texts):
+            assert torch.equal(getattr(taken, part), getattr(expected, part))

@@ -1,19 +1,52 @@
-"""Batches: a fresh shuffle every epoch, any position resumable, nothing twice and nothing lost."""
+"""Batches: a fresh shuffle every epoch, any position resumable, always full, the same on any number of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastclip.data.source import PairSource
+from fastclip.data.source import DataError, HeldOut, Pairs, PairSource, permutation
 from fastclip.train.feed import Batch, Cursor, batches, plan, steps_per_epoch
 
 
-def take(source: PairSource, batch_size: int, count: int, start: Cursor, workers: int = 0) -> list[Batch]:
-    return list(batches(source, batch_size, seed=3, start=start, count=count, workers=workers))
+def take(
+    source: PairSource, batch_size: int, count: int, start: Cursor, workers: int = 0, **options: float
+) -> list[Batch]:
+    return list(
+        batches(source, batch_size, seed=3, start=start, count=count, workers=workers, **options)  # type: ignore[arg-type]
+    )
+
+
+def numbers(share_bad: float = 0.0, count: int = 101) -> PairSource:
+    """Return a source of numbered pairs, some of which cannot be read."""
+    bad = set(permutation(count, 0, 0)[: round(share_bad * count)].tolist())
+
+    class Numbers(PairSource):
+        def __len__(self) -> int:
+            return count
+
+        def fetch(
+            self, indices: Sequence[int] | Tensor, *, seed: int, epoch: int, augment: bool = True
+        ) -> Pairs:
+            kept = torch.tensor(
+                [i for i in torch.as_tensor(indices).tolist() if i not in bad], dtype=torch.int64
+            )
+            self.skipped["bad"] = len(bad)
+            features = kept[:, None].float()
+            return Pairs(features, [str(i) for i in kept.tolist()], kept, kept, features + epoch)
+
+        def held_out(self) -> list[HeldOut]:
+            return []
+
+    return Numbers("numbers", 0)
+
+
+def in_order(found: list[Batch]) -> list[list[str]]:
+    return [batch.pairs.captions for batch in found]
 
 
 def test_an_epoch_shows_every_pair_at_most_once_and_differs_from_the_next() -> None:
@@ -72,3 +105,62 @@ def test_an_error_in_a_thread_reaches_the_loop(blocks: Callable[..., PairSource]
     source.fetch = fail  # type: ignore[method-assign, assignment]
     with pytest.raises(OSError, match="disk gone"):
         take(source, 16, 3, Cursor(), workers=1)
+
+
+@pytest.mark.parametrize("share_bad", [0.0, 0.4])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batches_of_one(ranks: int, share_bad: float) -> None:
+    whole = take(numbers(share_bad), 12, 10, Cursor(), max_bad_share=1)
+    shares = [
+        take(numbers(share_bad), 12 // ranks, 10, Cursor(), 1, rank=rank, world_size=ranks, max_bad_share=1)
+        for rank in range(ranks)
+    ]
+    assert {(batch.at, batch.next) for batch in whole} == {(b.at, b.next) for share in shares for b in share}
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert batch.pairs.captions == [caption for part in parts for caption in part.pairs.captions]
+
+
+def test_a_bad_pair_is_replaced_in_its_place() -> None:
+    good, mended = (take(numbers(share), 10, 10, Cursor(), max_bad_share=1) for share in (0.0, 0.3))
+    replaced = 0
+    for before, after in zip(good, mended, strict=True):
+        pairs = after.pairs
+        assert len(pairs) == len(pairs.images) == 10
+        assert pairs.captions == [str(i) for i in pairs.indices.tolist()]
+        assert pairs.text_features is not None
+        assert torch.equal(pairs.text_features, pairs.images + after.at.epoch)
+        came = pairs.indices != before.pairs.indices
+        replaced += int(came.sum())
+        assert set(before.pairs.indices[came].tolist()) <= set(permutation(101, 0, 0)[:30].tolist())
+    assert 20 < replaced <= 30
+
+
+def test_spares_do_not_depend_on_where_a_run_began_or_on_threads() -> None:
+    whole = in_order(take(numbers(0.5), 8, 30, Cursor(), max_bad_share=1))
+    later = take(numbers(0.5), 8, 22, Cursor(0, 64), workers=3, max_bad_share=1)
+    assert whole[8:] == in_order(later)
+    assert whole[0] != whole[12]
+
+
+def test_threads_share_a_large_batch() -> None:
+    plain, shared = (take(numbers(0.1, 1000), 300, 5, Cursor(), workers=w, max_bad_share=1) for w in (0, 4))
+    assert in_order(plain) == in_order(shared)
+
+
+def test_a_source_smaller_than_the_global_batch_is_shared_evenly() -> None:
+    shares = [take(numbers(count=11), 8, 3, Cursor(), rank=rank, world_size=2) for rank in (0, 1)]
+    for one, other in zip(*shares, strict=True):
+        assert len(one.pairs) == len(other.pairs) == 5
+        assert not set(one.pairs.captions) & set(other.pairs.captions)
+    with pytest.raises(DataError, match="numbers has 11 pairs for 12 ranks"):
+        take(numbers(count=11), 1, 1, Cursor(), world_size=12)
+
+
+def test_too_many_bad_pairs_are_an_error_that_says_why() -> None:
+    assert len(take(numbers(0.09, 2000), 50, 40, Cursor())) == 40
+    with pytest.raises(
+        DataError, match=r"of the 1,0\d\d pairs of numbers that were tried.*0\.1.*bad \(300\)"
+    ):
+        take(numbers(0.15, 2000), 50, 40, Cursor())
+    with pytest.raises(DataError, match="64 spares in a row"):
+        take(numbers(1.0, 5000), 50, 40, Cursor(), workers=2, max_bad_share=1)
