@@ -1,34 +1,260 @@
 """Check the kernels on this machine's GPU, then time them: ``python -m benchmarks gpu`` (``make gpu``).
 
-Correctness first, against float64 over all regimes of the tests, in a table like docs/accuracy.md; only kernels that
-pass are timed, beside plain torch and the matmul floor. Results go to benchmarks/results/. Needs no network.
+First what is right: all regimes of the tests against float64, a table like docs/accuracy.md; then larger problems up
+to N = 65,536: sampled rows against float64 (benchmarks/oracle.py), same bits twice, no host sync, CUDA graphs, peak
+memory (benchmarks/gpu_checks.py). Only if all of it holds are speeds measured, beside plain torch, the peers that are
+installed and the matmul floor: N up to 65,536, a million pairs, and small batches as CUDA graphs. Ten minutes at most,
+with --quick three. Results go to benchmarks/results/ as JSON, a table and charts. Needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import accuracy, loss, report
-from benchmarks.report import say
+from benchmarks import accuracy, gpu_checks, loss, measure, oracle, report
+from benchmarks.cases import Case, Inputs, Series
+from benchmarks.contenders import Loss, contender, contenders, step
+from benchmarks.oracle import QUESTIONS, Finding, Question
+from benchmarks.report import Row, say
+
+OURS = "fastclip triton"
+
+#: Beside it in the timings: what people use, and the peers with kernels. (All others: `python -m benchmarks peers`.)
+BESIDE = ("torch", "open_clip", "memeff", "Inf-CL", "cut-cross-entropy", "siglip-kernel")
+
+_BF16, _F32 = torch.bfloat16, torch.float32
+
+#: What is timed, most wanted first: the rest is left out when time runs short.
+SERIES = (
+    Series("softmax", 512, _BF16, (8192, 32768, 65536)),
+    Series("softmax", 1024, _BF16, (32768, 65536)),
+    Series("softmax", 512, _F32, (32768,)),
+    Series("sigmoid", 512, _BF16, (32768, 65536)),
+)
+QUICK_SERIES = (Series("softmax", 512, _BF16, (32768, 65536)),)
+
+#: Pairs of small batches, where launches are what takes time.
+SMALL = (512, 1024, 2048, 4096)
+
+MILLION = Case("softmax", 2**20, 512, _BF16, "cuda")
+
+#: Least share of the matmul floor, by (N, D): bfloat16, softmax, on an H100.
+GOALS = {(32768, 512): 0.75, (65536, 512): 0.75, (32768, 1024): 0.78, (65536, 1024): 0.78}
+
+#: Of --quick: one regime of each kind.
+QUICK_REGIMES = (
+    "M < N, positives inside",
+    "scale 1e4",
+    "norms 1e-2 to 1e3",
+    "fits, margin 12",
+    "two clusters",
+)
+
+
+QUICK_QUESTIONS = tuple(QUESTIONS[i] for i in (0, 1, 2, 3, 6, 8))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How much of a command's time is left."""
+
+    end: float
+
+    @classmethod
+    def of(cls, minutes: float) -> Clock:
+        """Start now."""
+        return cls(time.monotonic() + 60 * minutes)
+
+    def left(self) -> float:
+        """Return seconds."""
+        return self.end - time.monotonic()
+
+    def while_time(self, items: Iterable[Any], seconds: float, label: Callable[[Any], str]) -> Iterator[Any]:
+        """Yield items as long as at least so many seconds are left; say what is left out."""
+        for item in items:
+            if self.left() < seconds:
+                say(f"left out for want of time: {label(item)}")
+            else:
+                yield item
 
 
 def main(arguments: list[str]) -> int:
     """Run both parts; 1 if a bound was broken (then nothing is timed), 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="float32 and bfloat16 regimes, the quick sizes")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder for results")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="three minutes: fewer regimes, one series of timings")
+    add("--minutes", type=float, help="time that it may take; default 10, with --quick 3")
+    add("--output", type=Path, default=report.RESULTS, help="folder for results")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         say(
             "this torch sees no GPU: nothing to check or time here (`make test` runs the kernels interpreted)"
         )
         return 2
-    table = ["--output", str(options.output / "accuracy-cuda.md")]
-    if accuracy.main([*table, "--dtypes", "float32", "bfloat16"] if options.quick else table):
-        say("the kernels are wrong here: not timed")
+    clock = Clock.of(options.minutes or (3 if options.quick else 10))
+    made_by = report.environment()
+    regimes = ["--output", str(options.output / "accuracy-cuda.md"), "--dtypes", "float32", "bfloat16"]
+    regimes += ["--regimes", *QUICK_REGIMES] if options.quick else ["float16"]
+    broken = accuracy.main(regimes)
+    checks = check(QUICK_QUESTIONS if options.quick else QUESTIONS)
+    red = [name for name, finding in checks if not finding.passed]
+    if broken or red:
+        finish(arguments, [], checks, options.output, made_by)
+        say(
+            "the kernels are wrong here, so nothing is timed: "
+            + ("; ".join(red) or "a regime broke its bound")
+        )
         return 1
-    suite = "quick" if options.quick else "default"
-    return loss.main(["--device", "cuda", "--suite", suite, "--output", str(options.output)])
+    rows = list(timed(QUICK_SERIES if options.quick else SERIES, clock))
+    rows += small(clock)
+    if clock.left() > 60:
+        rows += million(rows)
+    finish(arguments, rows, checks, options.output, made_by)
+    print("\n".join(goals(rows)))
+    return 0
+
+
+def check(questions: Iterable[Question]) -> list[tuple[str, Finding]]:
+    """Run every check at size; a check that fails to run is a broken bound."""
+    case = Case("softmax", 8192, 512, _BF16, "cuda")
+    wide = replace(case, dtype=_F32, n=32768)
+    jobs: list[tuple[str, Callable[[], list[Finding]]]] = [
+        *((question.label, _solving(question)) for question in questions),
+        (case.label, lambda: gpu_checks.repeatable(case)),
+        (case.label, lambda: gpu_checks.unsynced(case)),
+        (case.label, lambda: gpu_checks.replayed(case)),
+        (wide.label, lambda: [gpu_checks.bounded(wide)[0]]),
+        (case.of_size(65536).label, lambda: [gpu_checks.bounded(case.of_size(65536))[0]]),
+    ]
+    found = []
+    for label, job in jobs:
+        try:
+            findings = job()
+        except Exception as error:  # whatever a kernel does wrong, here it is a line that says so
+            findings = [Finding(measure.describe(error), float("inf"))]
+        for finding in findings:
+            found.append((f"{label}: {finding.name}", finding))
+        worst = max(findings, key=lambda f: f.share if f.share == f.share else float("inf"))
+        verdict = "ok" if all(f.passed for f in findings) else "BROKEN"
+        print(f"{verdict:<7} {label}: {worst.name} {report.percent(worst.share)} of its bound", flush=True)
+    return found
+
+
+def _solving(question: Question) -> Callable[[], list[Finding]]:
+    return lambda: oracle.solved(question)
+
+
+def timed(series: Iterable[Series], clock: Clock) -> Iterator[Row]:
+    """Time series beside the peers, as long as there is time."""
+    who = [contender(OURS), *(c for c in contenders(peers=True) if c.name in BESIDE)]
+    for each in clock.while_time(series, 75, lambda s: f"{s.objective}, D = {s.d}, {s.dtype}"):
+        yield from loss.measure_series(each, "cuda", who, seconds=4.0, patience=5.0)
+
+
+def small(clock: Clock) -> list[Row]:
+    """Time small batches, one step after the other and as a replayed CUDA graph, beside plain torch."""
+    rows: list[Row] = []
+    cases = [Case("softmax", n, 512, _BF16, "cuda") for n in SMALL]
+    for case in clock.while_time(cases, 15, lambda c: c.label):
+        steps: dict[str, measure.Step] = {}
+        failures: dict[str, str] = {}
+        for name in (OURS, "torch"):
+            function = contender(name).loss(case)
+            steps[name] = _stepping(function, case.inputs())
+            try:
+                replay = gpu_checks.captured(function, case.inputs())
+                steps[f"{name}, CUDA graph"] = lambda i, replay=replay: replay()  # type: ignore[misc]
+            except Exception as error:
+                failures[f"{name}, CUDA graph"] = measure.describe(error)
+        timings = measure.in_turns(steps, "cuda", seconds=1.0)
+        failures |= {name: t.failure for name, t in timings.items() if t.failure is not None}
+        plain = timings["torch"]
+        done = [
+            Row(
+                case,
+                name,
+                t.median,
+                t.spread,
+                len(t.seconds),
+                speedup=plain.over(t) if plain.seconds else None,
+            )
+            for name, t in timings.items()
+            if t.failure is None
+        ]
+        done += [Row(case, name, failure=failure) for name, failure in failures.items()]
+        print(f"\n{case.label}\n{report.table(done)}\n")
+        rows += done
+    return rows
+
+
+def _stepping(function: Loss, inputs: Inputs) -> measure.Step:
+    return lambda i: step(function, inputs)
+
+
+def million(rows: list[Row]) -> list[Row]:
+    """Time one step over a million pairs, with its memory, against the floor's rate of the series before."""
+    say(f"timing {MILLION.label}")
+    floors = [row for row in rows if row.contender == loss.FLOOR and row.case.dtype == MILLION.dtype]
+    try:
+        finding, peak = gpu_checks.bounded(MILLION)
+        function, inputs = contender(OURS).loss(MILLION), MILLION.inputs()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step(function, inputs)
+        end.record()
+        end.synchronize()
+    except Exception as error:
+        return [Row(MILLION, OURS, failure=measure.describe(error))]
+    seconds = start.elapsed_time(end) / 1000
+    share = None
+    if floors and floors[-1].seconds is not None:
+        share = floors[-1].seconds / floors[-1].case.flops * MILLION.flops / seconds
+    row = Row(MILLION, OURS, seconds, 0.0, 1, share, memory=peak)
+    print(
+        f"\n{MILLION.label}: peak memory {report.percent(finding.share)} of its bound\n{report.table([row])}\n"
+    )
+    return [row]
+
+
+def goals(rows: Iterable[Row]) -> list[str]:
+    """Say of every case that has a goal whether it is reached."""
+    lines = []
+    for row in rows:
+        goal = GOALS.get((row.case.n, row.case.d))
+        if (
+            row.contender != OURS
+            or row.floor_share is None
+            or row.case.objective != "softmax"
+            or goal is None
+        ):
+            continue
+        if row.case.dtype == _BF16:
+            word = "reached" if row.floor_share >= goal else "NOT reached"
+            share = report.percent(row.floor_share)
+            lines.append(f"{row.case.label}: {share} of the matmul rate; goal on an H100 {goal:.0%}: {word}")
+    return lines
+
+
+def finish(
+    arguments: list[str],
+    rows: list[Row],
+    checks: list[tuple[str, Finding]],
+    folder: Path,
+    made_by: dict[str, Any],
+) -> None:
+    """Write checks and speeds as JSON, and draw the speeds."""
+    document = report.document(
+        " ".join(["python -m benchmarks gpu", *loss.lasting(arguments)]), rows, made_by
+    )
+    document["checks"] = [
+        {"what": what, "share_of_bound": min(f.share, 1e9) if f.share == f.share else 1e9, "passed": f.passed}
+        for what, f in checks
+    ]
+    loss.write(document, "gpu", folder)

@@ -42,6 +42,9 @@ class Packed:
     def __len__(self) -> int:
         return self.data.shape[0]
 
+    def __getitem__(self, rows: slice) -> Packed:
+        return Packed(self.data[rows], None if self.inverse_norm is None else self.inverse_norm[rows])
+
     @property
     def width(self) -> int:
         """Return D, with whatever padding the backend's products have."""

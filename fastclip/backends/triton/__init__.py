@@ -62,17 +62,17 @@ class TritonBackend(Backend):
         return _module("products").similarities(x, y, block, out)
 
     def positives(self, problem: Problem, dtype: torch.dtype) -> Tensor:
-        return _module("launch").positives(problem)
+        return _module("forward").positives(problem)
 
     def statistics(
         self, problem: Problem, block: Block, rows: Sums, cols: Sums | None, products: Tensor | None
     ) -> None:
-        _module("launch").statistics(problem, block, rows, cols)
+        _module("forward").statistics(problem, block, rows, cols)
 
     def values(
         self, problem: Problem, rows: Sums, cols: Sums | None, positive: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        return _module("launch").values(problem, rows, cols, positive)
+        return _module("forward").values(problem, rows, cols, positive)
 
     def weigh(
         self,
@@ -83,10 +83,10 @@ class TritonBackend(Backend):
         row_grad: Tensor,
         col_grad: Tensor | None,
     ) -> Coefficients:
-        return _module("launch").weigh(problem, rows, cols, positive, row_grad, col_grad)
+        return _module("backward").weigh(problem, rows, cols, positive, row_grad, col_grad)
 
     def scratch(self, problem: Problem, rows: int, cols: int) -> Tensor:
-        return _module("launch").scratch(problem, rows, cols)
+        return _module("backward").scratch(problem, rows, cols)
 
     def scratch_of(self, memory: Tensor, block: Block) -> Tensor:
         rows, cols = block.shape
@@ -95,10 +95,10 @@ class TritonBackend(Backend):
     def coefficients(
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
     ) -> Any:
-        return _module("launch").coefficients(problem, block, weights, out)
+        return _module("backward").coefficients(problem, block, weights, out)
 
     def totals(self, problem: Problem, weights: Coefficients, parts: list[Any]) -> tuple[Any, Any]:
-        return tuple(_module("launch").total(problem, weights, parts))
+        return tuple(_module("backward").total(problem, weights, parts))
 
     def add_product(
         self, total: Tensor, coefficients: Tensor, packed: Packed, part: slice, fresh: bool = False

@@ -12,7 +12,7 @@ instead: rounding a unit row to fp16 would move logits by 1e-3 at a scale of 100
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -37,8 +37,8 @@ class PackedHalves(Packed):
     """``row = unit * factor * (hi + lo)``, data (rows padded to 256, halves * padded width) fp16.
 
     Attributes:
-        measure: (2,) float32: the unit, a power of two, and the reach, which no row's norm of ``factor * (hi + lo)``
-            exceeds.
+        measure: (3,) float32: the unit, a power of two; the reach, which no row's norm of ``factor * (hi + lo)``
+            exceeds; and 1 where an infinite entry was taken as given, else 0.
         factor: (M,) float32 in (1/2, 1] where 16-bit rows are normalised, else None.
         rows, features: M and D before padding.
         halves: 1, or 2 with lo.
@@ -52,6 +52,14 @@ class PackedHalves(Packed):
 
     def __len__(self) -> int:
         return self.rows
+
+    def __getitem__(self, rows: slice) -> PackedHalves:
+        start, stop, _ = rows.indices(self.rows)
+        inverse_norm, factor = (
+            None if t is None else t[start:stop] for t in (self.inverse_norm, self.factor)
+        )
+        data = self.data[start:stop]
+        return replace(self, data=data, inverse_norm=inverse_norm, factor=factor, rows=stop - start)
 
     @property
     def width(self) -> int:
@@ -72,11 +80,11 @@ def pack(features: Tensor, normalize: bool) -> PackedHalves:
     width = -(-d // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     padded = -(-m // ROW_MULTIPLE) * ROW_MULTIPLE
     data = torch.empty(padded, halves * width, dtype=torch.float16, device=device)
-    measure = torch.empty(2, dtype=torch.float32, device=device)
+    measure = torch.empty(3, dtype=torch.float32, device=device)
     inverse_norm = torch.empty(m, dtype=torch.float32, device=device) if normalize else None
     factor = torch.empty_like(inverse_norm) if normalize and features.dtype != torch.float32 else None
     count = triton.cdiv(m, ROWS)
-    peaks = None if normalize else torch.empty(2, count, dtype=torch.float32, device=device)
+    peaks = None if normalize else torch.empty(3, count, dtype=torch.float32, device=device)
     if peaks is not None:
         measure_rows[(count,)](features, peaks, m, d, features.stride(), count, ROWS, CHUNK)
     pack_rows[(triton.cdiv(padded, ROWS),)](
@@ -124,11 +132,12 @@ def peak_and_norm(features, rows, m, d, stride, ROWS: tl.constexpr, CHUNK: tl.co
 
 @triton.jit(do_not_specialize=["m", "count"])
 def measure_rows(features, peaks, m, d, stride, count, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    """Write the largest finite entry and norm of a program's rows to peaks (2, count)."""
+    """Write the largest finite entry and norm of a program's rows, and whether any is infinite, to peaks (3, count)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     peak, norm = peak_and_norm(features, rows, m, d, stride, ROWS, CHUNK)
     tl.store(peaks + tl.program_id(0), tl.max(peak, 0))
     tl.store(peaks + count + tl.program_id(0), tl.max(tl.where(norm < float("inf"), norm, 0.0), 0))
+    tl.store(peaks + 2 * count + tl.program_id(0), tl.max(tl.where(norm == float("inf"), 1.0, 0.0), 0))
 
 
 @triton.jit(do_not_specialize=["size", "count"])
@@ -150,7 +159,7 @@ def pack_rows(
 ):
     """Write packed rows, and zeros behind them up to size = (padded rows, M, D).
 
-    peaks: (2, count) from measure_rows where rows are taken as given, None where they are normalised; inverse_norm:
+    peaks: (3, count) from measure_rows where rows are taken as given, None where they are normalised; inverse_norm:
     (M,) where they are; factor: (M,) where 16-bit rows are.
     """
     padded, m, d = size
@@ -168,13 +177,18 @@ def pack_rows(
             unit = 2.0**-TOP
             power = inverse / unit
         reach = 1.001 / unit
+        infinite = 0.0
     else:
         peak = 0.0
         norm = 0.0
+        infinite = 0.0
         for start in range(0, count, 1024):
             at = start + tl.arange(0, 1024)
             peak = tl.maximum(peak, tl.max(tl.load(peaks + at, mask=at < count, other=0.0), 0))
             norm = tl.maximum(norm, tl.max(tl.load(peaks + count + at, mask=at < count, other=0.0), 0))
+            infinite = tl.maximum(
+                infinite, tl.max(tl.load(peaks + 2 * count + at, mask=at < count, other=0.0), 0)
+            )
         exponent = tl.minimum(tl.maximum(TOP - 1 - exponent_of(peak), -126), 126)
         power = tl.full([ROWS], 1.0, tl.float32) * power_of_two(exponent)
         unit = power_of_two(-exponent)
@@ -182,6 +196,7 @@ def pack_rows(
     if tl.program_id(0) == 0:
         tl.store(measure, unit)
         tl.store(measure + 1, reach)
+        tl.store(measure + 2, infinite)
     for start in range(0, WIDTH, CHUNK):
         k = start + tl.arange(0, CHUNK)
         x = chunk_of(features, rows, start, m, d, stride, CHUNK) * power[:, None]
@@ -190,4 +205,5 @@ def pack_rows(
         mask = (rows < padded)[:, None] & (k < WIDTH)[None, :]
         tl.store(data + at, hi, mask=mask)
         if HALVES == 2:
-            tl.store(data + at + WIDTH, (x - hi.to(tl.float32)).to(tl.float16), mask=mask)
+            lo = tl.where(tl.abs(x) < float("inf"), x - hi.to(tl.float32), 0.0)  # an infinity is all hi
+            tl.store(data + at + WIDTH, lo.to(tl.float16), mask=mask)

@@ -7,7 +7,6 @@ a width, the nearest entry stands in.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,10 +27,6 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 #: fp16 loses digits of coefficients 2^-29 of the largest, and where all features share most of their direction, so
 #: that a row's coefficients nearly cancel, its rounding shows; in a large batch both average out.
 EXACT_ENTRIES = 2**20
-
-#: Whether large problems may take the main kernels (strips.py). They compile for sm_80 and sm_90 but have not run on a
-#: GPU yet, so FASTCLIP_STRIPS=1 has to ask for them; the general kernels, which every test runs, serve until then.
-STRIPS = os.environ.get("FASTCLIP_STRIPS") == "1"
 
 #: From so many entries on the main kernels pay for their more launches.
 STRIP_ENTRIES = 2**22
@@ -66,7 +61,9 @@ class Plan:
     exact: bool
     strips: bool
     tma: bool
+    fragments: bool
     processors: int
+    halves: int
 
     def splits(self, tiles: int, strips: int) -> int:
         """Return into how many programs to split a strip of so many tiles, so that all SMs finish together."""
@@ -88,12 +85,12 @@ class Plan:
 
     @property
     def coefficients_block(self) -> tuple[int, int]:
-        """Return the (rows, columns) of a backward block: 528 MiB of fp16 on 132 SMs.
+        """Return the (rows, columns) of a backward block: 528 MiB of fp16 on 132 SMs, in one half or two.
 
         At D = 512 the product with y then makes one 128 x 256 tile for every SM.
         """
         rows = self.coefficients.block_m * max(1, self.processors // 2)
-        return rows, 32768
+        return rows, 32768 // self.halves
 
 
 def plan_for(problem: Problem) -> Plan:
@@ -101,20 +98,23 @@ def plan_for(problem: Problem) -> Plan:
     x, entries = problem.x, len(problem.x) * len(problem.y)
     exact = entries <= EXACT_ENTRIES
     if INTERPRETED:
-        return Plan(GENERAL, GENERAL, GENERAL._replace(block_n=128), exact, False, False, processors=2)
+        return Plan(GENERAL, GENERAL, GENERAL._replace(block_n=128), exact, False, False, True, 2, x.halves)
     variant = "float32" if x.halves == 2 else "half" if x.factor is None else "factors"  # type: ignore[attr-defined]
     capability, processors = _device(x.data.device.index)
     statistics = tile_for(capability, "statistics", variant, x.width)
     coefficients = tile_for(capability, "coefficients", variant, x.width)
     strips = (
-        STRIPS
-        and problem.row_labels is None
+        problem.row_labels is None
         and problem.objective is not Objective.MULTI_SIGMOID
         and entries >= STRIP_ENTRIES
         and len(x) >= 2 * statistics.block_m
         and len(problem.y) >= 2 * statistics.block_n
     )
-    return Plan(statistics, coefficients, GENERAL, exact, strips, capability >= (9, 0), processors)
+    fragments = capability[0] != 10  # there products leave the tensor cores through a memory of their own
+    return Plan(
+        *(statistics, coefficients, GENERAL, exact, strips),
+        *(capability >= (9, 0), fragments, processors, x.halves),
+    )
 
 
 @lru_cache

@@ -89,11 +89,13 @@ def finish(
     """Return the features' gradient (M, D) from ``total`` (M, padded D) and the coefficients' `power`, one row pass.
 
     With unit rows ``u = x r`` and ``t`` the gradient in them: ``dx = r (t - u <u, t>)``; below F.normalize's clamp,
-    where it divides by a constant, ``dx = r t``; ``dx = t`` for rows taken as given.
+    where it divides by a constant, ``dx = r t``; ``dx = t`` for rows taken as given. Into ``total``, if that will do.
     """
     m, d = len(packed), packed.features
-    # The interpreter truncates where it should round to bfloat16.
-    out = torch.empty(m, d, dtype=torch.float32 if INTERPRETED else dtype, device=total.device)
+    if dtype == torch.float32 and d == packed.width:
+        out = total
+    else:  # the interpreter truncates where it should round to bfloat16
+        out = torch.empty(m, d, dtype=torch.float32 if INTERPRETED else dtype, device=total.device)
     finish_rows[(triton.cdiv(m, ROWS),)](
         *(
             total,

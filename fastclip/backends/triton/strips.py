@@ -5,7 +5,7 @@
     sweep_coefficients    backward: all whole tiles; tile_coefficients then redoes those on the diagonal
 
 One exponential: every sum has the same shift, the b that is in all logits t already (made from a bound of them, see
-vectors.py), and the coefficient is ``2^t (R_i + C_j)`` with the sums' own shifts moved into R and C. Where b lies so
+sums.py), and the coefficient is ``2^t (R_i + C_j)`` with the sums' own shifts moved into R and C. Where b lies so
 far above a row's own logits that digits would be lost, a flag says so and tiles.py's kernels do the work again.
 
 Why no masks: a mask in these loops costs 40 registers and spills. Why the reshape: the rows of a warp's registers are
@@ -17,9 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastclip.backends.triton.spec import LO_POWER, Spec
 from fastclip.backends.triton.tiles import (
-    LO_POWER,
-    Spec,
     grouped,
     logits,
     permitted,
@@ -77,19 +76,27 @@ def strip_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, s
     col = place.col + strip * BLOCK_N
     cols = col + tl.arange(0, BLOCK_N)
     row_at = row_out + strip.to(tl.int64) * height
-    sums = tl.zeros([BLOCK_M // 16, 8, BLOCK_N], tl.float32)
+    if spec.fragments:
+        sums = tl.zeros([BLOCK_M // 16, 8, BLOCK_N], tl.float32)
+    else:
+        sums = tl.zeros([BLOCK_N], tl.float32)
     for index in tl.range(split * each, tl.minimum(split * each + each, tiles), flatten=True):
         tile = index + tl.where(index >= skip, resume - skip, 0)
         row = place.row + tile * BLOCK_M
-        acc = product(x, y, row, col, spec)
+        acc = product(x, y, logit, row, col, spec)
         rows = row + tl.arange(0, BLOCK_M)
         e = exponential(acc, rows, cols, logit, place, row_side, col_side, spec)
         tl.store(row_at + tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(e, 1))
         if spec.columns:
-            sums += tl.sum(tl.reshape(e, [BLOCK_M // 16, 2, 8, BLOCK_N]), 1)
+            if spec.fragments:
+                sums += tl.sum(tl.reshape(e, [BLOCK_M // 16, 2, 8, BLOCK_N]), 1)
+            else:
+                sums += tl.sum(e, 0)
     if spec.columns:
+        if spec.fragments:
+            sums = tl.sum(tl.sum(sums, 0), 0)
         col_at = col_out + split.to(tl.int64) * width + strip * BLOCK_N
-        tl.store(col_at + tl.arange(0, BLOCK_N), tl.sum(tl.sum(sums, 0), 0))
+        tl.store(col_at + tl.arange(0, BLOCK_N), sums)
 
 
 @triton.jit(do_not_specialize=["place", "splits"])
@@ -124,7 +131,7 @@ def edge_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, sp
     for tile in range(begin, end):
         row = place.row + tile * BLOCK_M
         rows = row + tl.arange(0, BLOCK_M)
-        acc = product(x, y, row, col, spec)
+        acc = product(x, y, logit, row, col, spec)
         e = exponential(acc, rows, cols, logit, place, row_side, col_side, spec)
         summed, _positive, _shared = roles(rows, cols, place, row_side, col_side, spec)
         e = tl.where(summed, e, 0.0)
@@ -145,6 +152,18 @@ def halved(tile):
 
 
 @triton.jit
+def pieces(tile, spec: tl.constexpr):
+    """Return a tile's columns in spec.pieces, 2 or 4."""
+    left, right = halved(tile)
+    if spec.pieces == 2:
+        return left, right
+    else:
+        first, second = halved(left)
+        third, fourth = halved(right)
+        return first, second, third, fourth
+
+
+@triton.jit
 def write_coefficients(
     acc,
     row_weight,
@@ -160,7 +179,7 @@ def write_coefficients(
     stride,
     spec: tl.constexpr,
 ):
-    """Write the coefficients of (a half of) a tile from its products; return its rows' sums of (G·s, G).
+    """Write the coefficients of a piece of a tile from its products; return its rows' sums of (G·s, G).
 
     With factors f: ``s = acc f_i f_j`` and ``h = g f_i f_j`` is written, so that ``g s = h acc``.
     """
@@ -191,8 +210,9 @@ def write_coefficients(
     if spec.bias and not spec.factors:
         g_sum = tl.sum(h, 1)
     hi = h.to(tl.float16)
-    row_at, col_at = row - place.row, col - place.col
-    at = (rows - place.row).to(tl.int64)[:, None] * stride + (cols - place.col)[None, :]
+    row_at, col_at = row - place.row, tl.multiple_of(col - place.col, acc.shape[1])
+    at = (rows - place.row).to(tl.int64)[:, None] * tl.multiple_of(stride, 8)
+    at += (col_at + tl.arange(0, acc.shape[1]))[None, :]
     if spec.tma:
         hi_out.store([row_at, col_at], hi)
     else:
@@ -214,12 +234,13 @@ def sweep_coefficients(
 
     Tiles on the diagonal are written as if they had no positives, to be written again, and left out of the totals.
 
-    hi_out, lo_out: fp16 (rows of the block, stride), lo_out None for one half. With spec.tma, descriptors of
-        BLOCK_M x BLOCK_N / 2: a tile leaves in two halves, which need half as many registers and staging memory.
-    totals: (sum of G·s, sum of G), each (programs, BLOCK_M).
+    hi_out, lo_out: fp16 (rows of the block, stride), lo_out None for one half. With spec.tma, descriptors of `pieces`:
+        a tile leaves piece by piece, which needs fewer registers and less staging memory.
+    totals: (sum of G·s, sum of G), one number a program each.
     """
     BLOCK_M: tl.constexpr = spec.block_m
     BLOCK_N: tl.constexpr = spec.block_n
+    PIECES: tl.constexpr = spec.pieces
     tiles_m, tiles_n = (place.row_end - place.row) // BLOCK_M, (place.col_end - place.col) // BLOCK_N
     gs_total = tl.zeros([BLOCK_M], tl.float32)
     g_total = tl.zeros([BLOCK_M], tl.float32)
@@ -229,19 +250,28 @@ def sweep_coefficients(
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         pm, strip = grouped(tile, tiles_m, tiles_n, spec)
         row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
-        left, right = halved(product(x, y, row, col, spec))
+        parts = pieces(product(x, y, logit, row, col, spec), spec)
         rows = row + tl.arange(0, BLOCK_M)
         row_weight = tl.load(
             (weights.row_shifted if spec.objective == "softmax" else weights.row_factor) + rows
         )
-        gs, g = write_coefficients(
-            left, row_weight, row, col, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
-        )
-        col_right = col + BLOCK_N // 2
-        gs_right, g_right = write_coefficients(
-            right, row_weight, row, col_right, row_side, col_side, logit, weights, hi_out, lo_out, place, stride, spec
-        )
-        gs, g = gs + gs_right, g + g_right
+        gs = tl.zeros([BLOCK_M], tl.float32)
+        g = tl.zeros([BLOCK_M], tl.float32)
+        for index in tl.static_range(PIECES):
+            gs_part, g_part = write_coefficients(
+                *(
+                    parts[index],
+                    row_weight,
+                    row,
+                    col + index * (BLOCK_N // PIECES),
+                    row_side,
+                    col_side,
+                    logit,
+                ),
+                *(weights, hi_out, lo_out, place, stride, spec),
+            )
+            gs += gs_part
+            g += g_part
         if spec.diagonal:
             first_positive = row + place.diagonal
             on_diagonal = (first_positive < col + BLOCK_N) & (first_positive + BLOCK_M > col)
@@ -249,6 +279,5 @@ def sweep_coefficients(
         gs_total += gs
         if spec.bias:
             g_total += g
-    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    tl.store(totals[0] + at, gs_total)
-    tl.store(totals[1] + at, g_total)
+    tl.store(totals[0] + tl.program_id(0), tl.sum(gs_total, 0))
+    tl.store(totals[1] + tl.program_id(0), tl.sum(g_total, 0))

@@ -14,84 +14,20 @@ large problems spend their time in; what those cannot take comes here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
-LN_2 = tl.constexpr(0.6931471805599453)
-LOG2_E = tl.constexpr(1.4426950408889634)
-#: The shift of an empty sum: finite, so that the difference of two is 0.
-EMPTY = tl.constexpr(-1e30)
-#: The second half of a coefficient is stored times 2^11, so that it is as far from underflow as the first.
-LO_POWER = tl.constexpr(2048.0)
+from fastclip.backends.triton.spec import EMPTY, LN_2, LO_POWER, LOG2_E, Spec
 
-
-@dataclass(frozen=True)
-class Spec:
-    """What is fixed when a kernel is compiled: the kind of problem, and the tile."""
-
-    width: int  # D, padded
-    halves: int  # 1, or 2: hi | lo, three products
-    factors: bool  # multiply products by a factor per row and per column
-    objective: str  # "softmax", "sigmoid" or "multi_sigmoid"
-    columns: bool  # columns have sums (forward), coefficients (backward)
-    diagonal: bool  # row i's positive is column i + diagonal
-    labels: bool  # entries with equal labels are no negatives (multi_sigmoid: they are positives)
-    bias: bool  # the sum of G is wanted
-    exact: bool = False  # coefficients are stored in fp32, not in as many fp16 halves as the operands
-    tma: bool = False  # operands (and the main kernel's output) are tensor descriptors, not pointers
-    guard: str = ""  # "flagged", "clear": do nothing unless some flag, or no flag, is set
-    edges: int = 0  # BLOCK_N of the main coefficient kernel: only what that leaves out; 0: everything
-    block_m: int = 128
-    block_n: int = 128
-    block_d: int = 64
-    group: int = 8  # rows of tiles, or strips in strip_statistics, done side by side
-
-
-class Side(NamedTuple):
-    """What belongs to the rows (or columns): pointers, None where the spec has no use for them."""
-
-    factor: Any
-    labels: Any
-
-
-class Place(NamedTuple):
-    """A block: its first row and column, where it ends, and the diagonal (of the whole matrix)."""
-
-    row: Any
-    col: Any
-    row_end: Any
-    col_end: Any
-    diagonal: Any
-
-
-class Flags(NamedTuple):
-    """int32 numbers, any of which may say that the main kernels' result must not be used; None: there are none."""
-
-    at: Any
-    count: Any
-
-
-class Weights(NamedTuple):
-    """Pointers to the coefficients' ingredients, times their power of two; shifts are whole numbers (log2 units).
-
-    ``*_shifted``: ``factor 2^-shift``, for the main kernel, where one exponential serves both sides.
-    """
-
-    row_shift: Any
-    row_factor: Any
-    row_shifted: Any
-    col_shift: Any
-    col_factor: Any
-    col_shifted: Any
-    positive: Any
+__all__ = ["Spec", "tile_coefficients", "tile_statistics"]
 
 
 @triton.jit
-def product(x, y, row, col, spec: tl.constexpr):
-    """Return a tile's products (BLOCK_M, BLOCK_N), fp32: hi hi, or lo lo's neighbours first and hi hi last."""
+def product(x, y, logit, row, col, spec: tl.constexpr):
+    """Return a tile's products (BLOCK_M, BLOCK_N), fp32: hi hi, or hi lo + lo hi first and hi hi last.
+
+    Where a feature is infinite (logit, see sums.prepare), hi hi alone: infinity times a lo of 0 would be NaN.
+    """
     BLOCK_M: tl.constexpr = spec.block_m
     BLOCK_N: tl.constexpr = spec.block_n
     BLOCK_D: tl.constexpr = spec.block_d
@@ -103,7 +39,10 @@ def product(x, y, row, col, spec: tl.constexpr):
         x += (row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None] * STRIDE + k[None, :]
         y += (col + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None] * STRIDE + k[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range(0, STEPS * (2 * spec.halves - 1)):
+    first = 0
+    if spec.halves == 2:
+        first = tl.where(tl.load(logit + 4) > 0.0, 2 * STEPS, 0)
+    for step in range(first, STEPS * (2 * spec.halves - 1)):
         kx = step * BLOCK_D
         ky = kx
         if spec.halves == 2:
@@ -185,8 +124,7 @@ def softplus(t):
 @triton.jit
 def sigmoid(t):
     """Return 1 / (1 + e^-z) for z = t ln 2."""
-    u = tl.exp2(-tl.abs(t))
-    return tl.where(t > 0.0, 1.0, u) / (1.0 + u)
+    return 1.0 / (1.0 + tl.exp2(-t))  # 0 where 2^-t is infinite
 
 
 @triton.jit
@@ -228,7 +166,7 @@ def tile_statistics(x, y, row_side, col_side, logit, row_out, col_out, flags, pl
         pm, strip = grouped(tile, tiles_m, tiles_n, spec)
         row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
         rows, cols = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
-        s = with_factors(product(x, y, row, col, spec), rows, cols, place, row_side, col_side, spec)
+        s = with_factors(product(x, y, logit, row, col, spec), rows, cols, place, row_side, col_side, spec)
         t = logits(s, logit, spec)
         summed, positive, shared = roles(rows, cols, place, row_side, col_side, spec)
         row_at = strip.to(tl.int64) * height + rows - place.row
@@ -310,7 +248,9 @@ def tile_coefficients(
         if exists:
             row, col = place.row + row, place.col + col
             rows, cols = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
-            s = with_factors(product(x, y, row, col, spec), rows, cols, place, row_side, col_side, spec)
+            s = with_factors(
+                product(x, y, logit, row, col, spec), rows, cols, place, row_side, col_side, spec
+            )
             t = logits(s, logit, spec)
             summed, positive, shared = roles(rows, cols, place, row_side, col_side, spec)
             inside_m, inside_n = rows < place.row_end, cols < place.col_end
