@@ -4,7 +4,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-all openclip sanitize bench gpu lint format clean
+.PHONY: help demo test test-slow test-all openclip sanitize bench gpu gpu-quick lint format clean
 
 VENV := .venv
 OPENCLIP := .venv-openclip
@@ -16,8 +16,9 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed-demo  ## train a CLIP on emoji art, about five minutes on two cores; results in runs/demo
+demo: $(VENV)/.installed-demo  ## train a CLIP on emoji art, about five minutes on two cores; report and a page to explore in runs/demo
 	$(RUN) fastclip.train --logs runs --name demo $(ARGS)
+	$(RUN) fastclip.explore "$$(ls -dt runs/demo*/ | head -n 1)"
 
 test: $(VENV)/.installed-test  ## run the quick tests
 	$(RUN) pytest -m "not slow" $(ARGS)
@@ -41,8 +42,11 @@ bench: $(VENV)/.installed-bench  ## time the backends against plain torch: a tab
 	$(RUN) benchmarks --quick $(ARGS)
 	$(RUN) pytest benchmarks
 
-gpu: $(VENV)/.installed-test,bench  ## check and time the kernels on this machine's GPU; results as JSON
+gpu: $(VENV)/.installed-test,bench  ## check, then time the kernels on this machine's GPU, ten minutes; results as JSON
 	$(RUN) benchmarks gpu $(ARGS)
+
+gpu-quick: $(VENV)/.installed-test,bench  ## the same in less than three minutes
+	$(RUN) benchmarks gpu --quick $(ARGS)
 
 lint: $(VENV)/.installed-all  ## check style and types
 	$(VENV)/bin/ruff check

@@ -26,7 +26,17 @@ COMMANDS = {
         "benchmarks.largebatch",
         "memory of a step of the demo's encoders, with and without micro-batches",
     ),
+    "training": (
+        "benchmarks.training",
+        "a training step against open_clip's own trainer; on a GPU, pictures per second",
+    ),
+    "data": ("benchmarks.data", "training pairs read per second, beside a torch DataLoader with Pillow"),
+    "embed": (
+        "benchmarks.embed",
+        "pictures and texts embedded per second, beside transformers' CLIPModel with the same weights",
+    ),
     "gpu": ("benchmarks.gpu", "check and time everything on this machine's GPU"),
+    "tune": ("benchmarks.tune", "find the fastest tiles for this machine's GPU and write them down"),
     "chart": ("benchmarks.chart", "draw the charts of a result file anew"),
 }
 

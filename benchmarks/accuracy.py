@@ -87,10 +87,11 @@ def main(arguments: list[str]) -> int:
         "--output", type=Path, default=OUTPUT, help="Markdown file to write (default: %(default)s)"
     )
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="default: all")
+    parser.add_argument("--regimes", nargs="+", metavar="NAME", help="default: all")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # small problems; results do not depend on it
     rows = []
-    for row in measure(options.dtypes):
+    for row in measure(options.dtypes, options.regimes):
         rows.append(row)
         if sys.stderr.isatty():
             print(f"\r{len(rows)} cases", end="", file=sys.stderr, flush=True)
@@ -108,10 +109,12 @@ def main(arguments: list[str]) -> int:
     return 1 if broken else 0
 
 
-def measure(dtypes: Sequence[str]) -> Iterator[Row]:
-    """Run every case on every backend that takes it."""
+def measure(dtypes: Sequence[str], regimes: Sequence[str] | None = None) -> Iterator[Row]:
+    """Run every case, or those of some regimes, on every backend that takes it."""
     for dtype in dtypes:
         for objective, name in (*CASES, *LARGE_CASES):
+            if regimes is not None and name not in regimes:
+                continue
             judged = judge(objective, name, getattr(torch, dtype))
             cells, shares = {"torch": worst_of([cell(judged, plain) for plain in judged.plain])}, {}
             for backend, device in places():

@@ -198,8 +198,13 @@ def finish(
 ) -> None:
     """Write the results and draw them, and say where they are."""
     document = report.document(
-        " ".join(["python -m benchmarks", command, *_lasting(arguments)]), rows, made_by
+        " ".join(["python -m benchmarks", command, *lasting(arguments)]), rows, made_by
     )
+    write(document, name, folder)
+
+
+def write(document: dict, name: str, folder: Path) -> None:
+    """Write a result document, draw its rows, and say where they are."""
     path = report.save(document, name, folder)
     try:
         from benchmarks import chart
@@ -212,7 +217,7 @@ def finish(
         say(f"written: {written}")
 
 
-def _lasting(arguments: list[str]) -> list[str]:
+def lasting(arguments: list[str]) -> list[str]:
     """Return the arguments without the folder for results, which means nothing elsewhere."""
     kept = iter(arguments)
     return [a for a in kept if not (a.startswith("--output=") or (a == "--output" and next(kept, "")))]

@@ -119,7 +119,10 @@ def gradients(
     need_x: bool,
     need_y: bool,
 ) -> Gradients:
-    """Run the backward pass from the gradients of the rows' values (M,) and the columns' (N,)."""
+    """Run the backward pass from the gradients of the rows' values (M,) and the columns' (N,).
+
+    Of x's gradient one row of blocks at a time is summed up, so that only dy is ever there as a whole in float32.
+    """
     m, n, device = len(problem.x), len(problem.y), problem.x.data.device
     weights = backend.weigh(
         problem,
@@ -130,24 +133,28 @@ def gradients(
         None if col_grad is None else col_grad.contiguous(),
     )
     wide = compute_dtype(dtype)
-    dx = torch.empty(m, problem.x.width, dtype=wide, device=device) if need_x else None
+    shape = backend.coefficients_shape(problem)
+    dx, row_sums = None, torch.empty(min(m, shape[0]), problem.x.width, dtype=wide, device=device)
     dy = torch.empty(n, problem.y.width, dtype=wide, device=device) if need_y else None
     parts = []
     kept = _Kept(statistics.products)
-    shape = backend.coefficients_shape(problem)
     scratch = _scratch(backend, problem, shape)
     for block in _cover(m, n, shape):
         products = kept.next(block) if kept.memory.numel() else None
         g = backend.scratch_of(scratch, block)
         parts.append(backend.coefficients(problem, block, weights, products, g))
-        if dx is not None:
-            backend.add_product(dx[block.rows], g, problem.y, block.cols, fresh=block.cols.start == 0)
+        if need_x:
+            own = row_sums[: block.shape[0]]
+            backend.add_product(own, g, problem.y, block.cols, fresh=block.cols.start == 0)
+            if block.cols.stop == n:
+                part = backend.finish(own, problem.x[block.rows], problem.y, weights, problem.scale, dtype)
+                dx = _joined(dx, part, block.rows, m)
         if dy is not None:
             backend.add_product(dy[block.cols], g.mT, problem.x, block.rows, fresh=block.rows.start == 0)
     totals = backend.totals(problem, weights, parts)
     scale, bias = (torch.as_tensor(t, dtype=problem.scale.dtype, device=device) for t in totals)
     return Gradients(
-        x=None if dx is None else backend.finish(dx, problem.x, problem.y, weights, problem.scale, dtype),
+        x=dx,
         y=None if dy is None else backend.finish(dy, problem.y, problem.x, weights, problem.scale, dtype),
         scale=scale,
         bias=bias,
@@ -205,6 +212,16 @@ def _cover(m: int, n: int, shape: tuple[int, int]) -> Iterator[Block]:
     for row in range(0, m, height):
         for col in range(0, n, width):
             yield Block(slice(row, min(row + height, m)), slice(col, min(col + width, n)))
+
+
+def _joined(whole: Tensor | None, part: Tensor, rows: slice, m: int) -> Tensor:
+    """Put a part of m rows where it belongs; the first part makes the whole, or is it."""
+    if len(part) == m:
+        return part
+    if whole is None:
+        whole = part.new_empty(m, part.shape[1])
+    whole[rows] = part
+    return whole
 
 
 def _scratch(backend: Backend, problem: Problem, shape: tuple[int, int]) -> Tensor:

@@ -1,17 +1,22 @@
-"""Say what a run is: typed dataclasses, one per concern, and the command line that fills them.
+"""Say what a run is: typed dataclasses, one per concern, that go to YAML and back.
 
-Flags are flat and carry open_clip's names where open_clip has one. Defaults come from one of three places:
-the demo preset (no `--train-data`), open_clip's defaults (with it), or the checkpoint named by `--resume`;
-flags given on the command line win over all of them.
+Names are open_clip's where open_clip has one. fastclip/train/command_line.py fills them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+#: What `--precision` can be: the canonical names and open_clip's others for the same.
+Precision = Literal[
+    "auto", "fp32", "amp_bf16", "amp_fp16", "pure_bf16", "amp", "fp16", "amp_bfloat16", "bf16"
+]
 
 
 class ConfigError(Exception):
@@ -23,32 +28,83 @@ class DataConfig:
     """Which pairs, and how many at a time."""
 
     train_data: str | None = None
-    """A folder of pictures with captions, a .csv or .tsv file, `emoji` or `shapes`. Without it: the demo."""
+    """Pairs: a folder of pictures with captions, `.tar` shards (`{00000..00099}.tar`), a `.csv`, `.tsv` or `.parquet`
+    file, a dataset saved to disk, precomputed embeddings, `emoji` or `shapes`. Without it: the demo."""
+    val_data: str | None = None
+    """Pairs to test on, all of them; of any type. Default: `--val-share` of the training pairs."""
+    dataset_type: Literal[
+        "auto", "webdataset", "csv", "parquet", "folder", "hf", "features", "emoji", "shapes"
+    ] = "auto"
+    """What lies at `--train-data`; auto finds out."""
+    val_share: float = 0.05
+    """Share of a user's own pairs that is kept for tests, at most 1,000 pairs."""
+    image_key: str | None = None
+    """Column of a table or a dataset with pictures or their files. Default: detected."""
+    caption_key: str | None = None
+    """Key in `.json` files, or column, with the captions; several with probabilities: `alt=0.3,recaption=0.7`.
+    Default: detected."""
     csv_img_key: str | None = None
-    """Column of a table that names the picture files. Default: detected."""
+    """As `--image-key`."""
     csv_caption_key: str | None = None
     """Column of a table with the captions. Default: detected."""
     csv_separator: str | None = None
-    """Separator of a table's columns. Default: detected."""
+    """Separator of a .csv file's columns. Default: detected."""
+    max_bad_share: float = 0.1
+    """Share of unreadable pairs above which the run stops; below, they are skipped, counted, listed and replaced."""
+    aug_scale: float = 0.9
+    """Smallest share of a picture's area that a random crop keeps; 1 keeps as much as fits."""
+    aug_flip: float = 0.0
+    """Probability of a mirror image. Captions that say left and right then lie."""
+    aug_color_jitter: float = 0.0
+    """Brightness, contrast and saturation each change at random by up to this share."""
+    aug_grayscale: float = 0.0
+    """Probability of a grey picture."""
     batch_size: int = 64
-    """Pairs that are contrasted with each other in one step."""
+    """Pairs per device and step; all devices' pairs are contrasted with each other."""
+    accum_freq: int = 1
+    """Times `--batch-size` pairs that a device contributes to a step, encoded `--batch-size` at a time. Not a sum of
+    small losses: every pair is contrasted with all pairs of the step, and the gradient is exact."""
     micro_batch_size: int | None = None
     """Pairs encoded at a time; smaller saves memory at the price of a second forward pass. The gradient stays
-    that of the whole batch. Default: the whole batch at once."""
-    workers: int = 1
-    """Threads that prepare batches ahead of time (0: none)."""
+    that of the whole batch. Default: the whole batch at once (with `--accum-freq`: `--batch-size`)."""
+    workers: int = 4
+    """Threads per device that prepare batches ahead of time (0: none)."""
     shuffle_captions: bool = False
     """Train the control: captions shuffled among the pictures. It must end at chance."""
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Pairs that one device brings to a step."""
+        return self.batch_size * self.accum_freq
+
+    @property
+    def rows_at_a_time(self) -> int | None:
+        """Pairs that are encoded at a time; None: all at once."""
+        if self.micro_batch_size is None and self.accum_freq > 1:
+            return self.batch_size
+        return self.micro_batch_size
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Which encoders, and in which arithmetic."""
 
-    model: str = "demo"
+    model: str = "ViT-B-32"
     """Name of a model preset."""
-    precision: Literal["fp32", "amp_bf16"] = "fp32"
-    """fp32, or bfloat16 autocast for the encoders."""
+    pretrained: str | None = None
+    """Weights to start from: a run or checkpoint of this program, OpenAI's or open_clip's file, a Hugging Face folder.
+    The model is then the file's, and `--model` may be left out."""
+    precision: Precision = "auto"
+    """fp32; amp_bf16, bfloat16 autocast; amp_fp16 (or amp), float16 autocast with loss scaling; pure_bf16, weights and
+    Adam's state too. auto: amp_bf16 on a GPU, fp32 on a CPU."""
+    lock_image: bool = False
+    """Leave the image tower as it is, and train the text tower to it (LiT, with `--pretrained`)."""
+    lock_text: bool = False
+    """Leave the text tower as it is."""
+    grad_checkpointing: bool = False
+    """Keep only the inputs of transformer blocks and compute the rest again: less memory, a third more time."""
+    torchcompile: bool = False
+    """Compile the encoders with torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +115,8 @@ class LossConfig:
     """Sigmoid loss in place of the softmax loss."""
     backend: str = "auto"
     """Kernels of the loss: auto, or one of fastclip.available_backends()."""
+    loss_dist_impl: Literal["gather", "ring"] = "gather"
+    """How texts get around the devices: gather (faster) or ring (less memory). Both are exact."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +125,8 @@ class OptimConfig:
 
     epochs: int = 32
     """Passes over the pairs, each in a fresh order."""
+    epochs_cooldown: float | None = None
+    """Epochs of cooldown at the end, with `--lr-scheduler const-cooldown`."""
     steps: int | None = None
     """Length of the run in steps, in place of `--epochs`."""
     lr: float = 5e-4
@@ -81,10 +141,22 @@ class OptimConfig:
     """Weight decay of matrices and filters; gains, biases, embeddings and the logit scale have none."""
     warmup: int | None = None
     """Steps of linear warm-up. Default: 10000, or a twentieth of a shorter run."""
-    lr_scheduler: Literal["cosine", "const"] = "cosine"
+    lr_scheduler: Literal["cosine", "const", "const-cooldown"] = "cosine"
     """Course of the learning rate after the warm-up."""
+    lr_cooldown_end: float = 0.0
+    """Learning rate at the end of a cooldown."""
+    lr_cooldown_power: float = 1.0
+    """Shape of a cooldown: (what is left of it) to this power; 1 is a straight line."""
+    skip_scheduler: bool = False
+    """Keep the learning rate constant after the warm-up."""
+    layer_decay: float | None = None
+    """Share of the learning rate that a layer gets of what the layer above it gets, for fine-tuning (0.65 to 0.9)."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, such as 0.9999; tests are then run on the average."""
     grad_clip_norm: float | None = None
     """Largest L2 norm of the whole gradient. Default: not clipped."""
+    max_skipped_steps: int = 20
+    """Steps in a row that may be skipped because loss or gradient are not finite; then the run ends."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +172,29 @@ class RunConfig:
     seed: int = 0
     """Seed of the initial weights, the order of pairs, captions and augmentation."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
+    """auto, cpu, cuda, cuda:1, …; under torchrun every process takes a GPU of its own."""
+    fsdp: bool = False
+    """Shard weights, gradients and Adam's state over the devices of a torchrun (FSDP2)."""
+    dist_timeout: float = 30.0
+    """Minutes that a device waits for another one before the run fails."""
     log_every_n_steps: int = 100
     """Steps between two lines of metrics."""
     save_frequency: int = 1
     """Epochs between two checkpoints (0: only at the end)."""
     save_every_n_steps: int = 0
     """Steps between two checkpoints, inside an epoch too (0: by epochs only)."""
+    save_every_minutes: float = 0.0
+    """Minutes between two checkpoints (0: by epochs and steps only)."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept, at least 2."""
     val_frequency: int = 1
     """Epochs between two evaluations of the held-out tests (0: only at the end)."""
+    zeroshot_data: str | None = None
+    """A folder with a folder of pictures per class, classified by the classes' names during the run."""
+    zeroshot_frequency: int = 2
+    """Epochs between two zero-shot classifications of `--zeroshot-data` (0: only at the end)."""
+    report_to: str = ""
+    """Where metrics go beside metrics.jsonl: `tensorboard`, `wandb`, or both with a comma between them."""
     control_steps: int = 0
     """Steps of a short second run with shuffled captions, shown beside the results (0: none)."""
     pictures: bool = True
@@ -133,16 +217,22 @@ class Config:
     def __post_init__(self) -> None:
         at_least: dict[str, tuple[float | None, float]] = {
             "--batch-size": (self.data.batch_size, 1),
+            "--accum-freq": (self.data.accum_freq, 1),
             "--micro-batch-size": (self.data.micro_batch_size, 1),
             "--workers": (self.data.workers, 0),
             "--epochs": (self.optim.epochs, 1),
             "--steps": (self.optim.steps, 1),
+            "--epochs-cooldown": (self.optim.epochs_cooldown, 0),
+            "--lr-cooldown-end": (self.optim.lr_cooldown_end, 0),
+            "--max-skipped-steps": (self.optim.max_skipped_steps, 1),
             "--wd": (self.optim.wd, 0),
             "--warmup": (self.optim.warmup, 0),
             "--log-every-n-steps": (self.run.log_every_n_steps, 1),
             "--save-frequency": (self.run.save_frequency, 0),
             "--save-every-n-steps": (self.run.save_every_n_steps, 0),
-            "--keep-checkpoints": (self.run.keep_checkpoints, 1),
+            "--save-every-minutes": (self.run.save_every_minutes, 0),
+            "--keep-checkpoints": (self.run.keep_checkpoints, 2),
+            "--zeroshot-frequency": (self.run.zeroshot_frequency, 0),
             "--val-frequency": (self.run.val_frequency, 0),
             "--control-steps": (self.run.control_steps, 0),
         }
@@ -151,104 +241,124 @@ class Config:
                 raise ConfigError(f"{flag} must be at least {least:g}, got {value:g}")
         for flag, value in {
             "--lr": self.optim.lr,
+            "--lr-cooldown-power": self.optim.lr_cooldown_power,
+            "--layer-decay": self.optim.layer_decay,
+            "--dist-timeout": self.run.dist_timeout,
             "--eps": self.optim.eps,
             "--grad-clip-norm": self.optim.grad_clip_norm,
         }.items():
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{flag} must be a positive number, got {value:g}")
-        for flag, value in {"--beta1": self.optim.beta1, "--beta2": self.optim.beta2}.items():
-            if not 0 <= value < 1:
+        for flag, value in {
+            "--beta1": self.optim.beta1,
+            "--beta2": self.optim.beta2,
+            "--ema": self.optim.ema,
+        }.items():
+            if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{flag} must lie in [0, 1), got {value:g}")
+        if self.optim.lr_scheduler == "const-cooldown" and self.optim.epochs_cooldown is None:
+            raise ConfigError("--lr-scheduler const-cooldown needs --epochs-cooldown, the epochs it takes")
+        if self.optim.layer_decay is not None and self.optim.layer_decay > 1:
+            raise ConfigError(f"--layer-decay must be at most 1, got {self.optim.layer_decay:g}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return plain nested dicts, ready for JSON."""
         return dataclasses.asdict(self)
 
+    def to_yaml(self) -> str:
+        """Return the text of a file that `--config` reads."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> Config:
-        """Rebuild a config from `to_dict()`; an unknown key is an error that suggests the nearest one."""
-        concerns = get_type_hints(cls)
+    def from_dict(cls, values: Any, base: Config | None = None, source: str = "the config") -> Config:
+        """Build a config from `to_dict()`, or from a part of it.
+
+        Args:
+            values: settings by section and key.
+            base: what keys have that are not given.
+            source: what messages call the dict.
+
+        Raises:
+            ConfigError: an unknown section or key (the nearest known one is named), or a value of the wrong type.
+        """
+        base = cls() if base is None else base
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{source} must be settings by section ({', '.join(_sections())}), got {values!r}"
+            )
         parts = {}
-        for concern, settings in values.items():
-            if concern not in concerns:
-                raise ConfigError(f"unknown section {concern!r} in the config; {_suggest(concern, concerns)}")
-            known = {f.name for f in dataclasses.fields(concerns[concern])}
+        for section, settings in values.items():
+            if section not in _sections():
+                nearest = suggest(section, _sections()) + _home(section)
+                raise ConfigError(f"unknown section {section!r} in {source}; {nearest}")
+            if not isinstance(settings, Mapping):
+                raise ConfigError(f"section {section} of {source} must be settings by name, got {settings!r}")
+            hints = get_type_hints(_sections()[section])
             for key in settings:
-                if key not in known:
-                    raise ConfigError(f"unknown key {concern}.{key} in the config; {_suggest(key, known)}")
-            parts[concern] = concerns[concern](**settings)
-        return cls(**parts)
+                if key not in hints:
+                    raise ConfigError(
+                        f"unknown key {section}.{key} in {source}; {suggest(key, hints)}{_home(key)}"
+                    )
+            read = {
+                key: _read(value, hints[key], f"{section}.{key} in {source}")
+                for key, value in settings.items()
+            }
+            parts[section] = dataclasses.replace(getattr(base, section), **read)
+        return dataclasses.replace(base, **parts)
 
 
 def demo() -> Config:
     """Return the preset without `--train-data`: the emoji demo, sized for two CPU cores and five minutes."""
     return Config(
-        data=DataConfig(batch_size=256),
+        data=DataConfig(batch_size=256, workers=1),
         model=ModelConfig(model="demo"),
         optim=OptimConfig(epochs=32, lr=2e-3, wd=0.1, grad_clip_norm=1.0),
         run=RunConfig(log_every_n_steps=10, save_frequency=8, val_frequency=8, control_steps=96),
     )
 
 
-def parse(argv: Sequence[str]) -> Config:
-    """Build the config from command-line arguments.
-
-    Raises:
-        ConfigError: an unknown flag (the nearest known one is named) or a value that cannot work.
-        SystemExit: after `--help`, or a value of the wrong type, which tyro explains.
-    """
-    import tyro
-
-    _refuse_unknown_flags(argv)
-    given = {_flag_name(token) for token in argv if token.startswith("--")}
-    default = Config() if "train-data" in given else demo()
-
-    def read(default: Config) -> Config:
-        return tyro.cli(
-            tyro.conf.configure(tyro.conf.OmitArgPrefixes)(Config),
-            default=default,
-            args=list(argv),
-            prog="python -m fastclip.train",
-        )
-
-    config = read(default)
-    if config.run.resume is not None:
-        from fastclip.train import checkpoint
-
-        path = checkpoint.find(config.run)
-        saved = Config.from_dict(checkpoint.load(path).config)
-        # The run goes on where its checkpoint lies, whatever folder it was started from.
-        if path.parent.name == "checkpoints":
-            folder = path.absolute().parents[1]
-            place = dataclasses.replace(saved.run, logs=str(folder.parent), name=folder.name)
-            saved = dataclasses.replace(saved, run=place)
-        config = read(saved)
-    return config
-
-
-def flags() -> list[str]:
-    """Return every flag of the program, without the leading dashes."""
-    names = ["help"]
-    for concern in get_type_hints(Config).values():
-        hints = get_type_hints(concern)
-        for f in dataclasses.fields(concern):
-            flag = f.name.replace("_", "-")
-            names += [flag, f"no-{flag}"] if bool in (hints[f.name], *get_args(hints[f.name])) else [flag]
-    return names
-
-
-def _flag_name(token: str) -> str:
-    return token.removeprefix("--").split("=", 1)[0].replace("_", "-")
-
-
-def _refuse_unknown_flags(argv: Sequence[str]) -> None:
-    known = flags()
-    for token in argv:
-        if token.startswith("--") and _flag_name(token) not in known:
-            nearest = _suggest(_flag_name(token), known, prefix="--")
-            raise ConfigError(f"unknown flag --{_flag_name(token)}; {nearest} (--help lists all flags)")
-
-
-def _suggest(word: str, known: Any, prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]
+def suggest(word: object, known: Iterable[str], prefix: str = "") -> str:
+    """Return "did you mean …?" with the known word that is nearest."""
+    nearest = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.0)[0]
     return f"did you mean {prefix}{nearest}?"
+
+
+def _sections() -> dict[str, type[Any]]:
+    return get_type_hints(Config)
+
+
+def _home(key: object) -> str:
+    """Say where a key belongs that stands in the wrong section."""
+    homes = [section for section, concern in _sections().items() if key in get_type_hints(concern)]
+    return f" ({key} belongs into section {homes[0]})" if homes else ""
+
+
+def _read(value: Any, hint: Any, name: str) -> Any:
+    """Return a value read from a file as the type it must have. (YAML takes 1e-3 for a text.)"""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for option in options:
+        if option is NoneType and value is None:
+            return None
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if option is float and not isinstance(value, bool):
+            with contextlib.suppress(TypeError, ValueError):
+                return float(value)
+        if option in (bool, int, str) and type(value) is option:
+            return value
+    wanted = " or ".join(
+        f"one of {', '.join(get_args(option))}" if get_origin(option) is Literal else _WORDS[option]
+        for option in options
+    )
+    raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+
+
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "nothing",
+}

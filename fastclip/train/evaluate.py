@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastclip.data.source import HeldOut
+from fastclip.retrieval import retrieval_ranks
+from fastclip.train.distributed import World
 
 RECALLS = (1, 5, 10)
 _BLOCK = 1 << 22  # similarities held at a time: 16 MiB in fp32
@@ -27,6 +29,7 @@ class Result:
     captions: int
     metrics: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)  #: for recalls and choices, by the same keys
+    answers: str = "captions"  #: what there is to choose from
 
 
 @dataclass(frozen=True)
@@ -42,96 +45,98 @@ class Embedded:
 def embed(
     test: HeldOut,
     encode_images: Callable[[Tensor], Tensor],
-    encode_texts: Callable[[list[str]], Tensor],
+    encode_texts: Callable[..., Tensor],
     *,
     batch_size: int = 256,
+    world: World | None = None,
 ) -> Embedded:
     """Encode a held-out test.
 
     Args:
         test: pictures, gallery of captions and which belongs to which.
-        encode_images: uint8 pictures (b, 3, S, S) -> features (b, D), of any length.
-        encode_texts: b captions -> features (b, D).
+        encode_images: uint8 pictures (b, 3, S, S), or precomputed features (b, F) -> features (b, D).
+        encode_texts: b captions, or precomputed features of theirs (b, F) -> features (b, D).
         batch_size: pictures or captions encoded at a time.
+        world: the ranks that share the work; every one of them must call this, and has the result.
     """
-    images = encode(encode_images, test.images, batch_size)
-    texts = encode(encode_texts, test.gallery, batch_size)
+    world = World() if world is None else world
+    images = encode(encode_images, test.images, batch_size, world)
+    captions = test.gallery if test.gallery_features is None else test.gallery_features
+    texts = encode(encode_texts, captions, batch_size, world)
     return Embedded(test, images, texts)
 
 
-def encode(encoder: Callable[..., Tensor], items: Tensor | Sequence[str], batch_size: int) -> Tensor:
-    """Return the unit-length fp32 features (n, D) of pictures or captions, encoded batch by batch."""
-    parts = [
-        F.normalize(encoder(items[start : start + batch_size]).float(), dim=1)
-        for start in range(0, len(items), batch_size)
-    ]
-    return torch.cat(parts)
+def encode(
+    encoder: Callable[..., Tensor], items: Tensor | Sequence[str], batch_size: int, world: World | None = None
+) -> Tensor:
+    """Return the unit-length fp32 features (n, D) of pictures or captions, encoded batch by batch.
+
+    Ranks take batches in turns, all of them as many and as large: with sharded weights, encoding is something they do
+    together. What is missing from the last ones is filled up with the last item, and cut off again.
+    """
+    if world is None or world.size == 1:
+        starts = range(0, len(items), batch_size)
+        return torch.cat([_unit(encoder(items[start : start + batch_size])) for start in starts])
+    batch_size = min(batch_size, -(-len(items) // world.size))
+    parts: list[Tensor] = []
+    for turn in range(0, len(items), batch_size * world.size):
+        start = turn + batch_size * world.rank
+        own = [min(place, len(items) - 1) for place in range(start, start + batch_size)]
+        chosen = items[own] if isinstance(items, Tensor) else [items[place] for place in own]
+        parts += world.gather_rows(_unit(encoder(chosen)))
+    return torch.cat(parts)[: len(items)]
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=1)
 
 
 def measure(embedded: Embedded) -> Result:
     """Measure retrieval both ways.
 
-    Image to text: where the picture's own caption stands among all. Text to image: for every caption that has
-    pictures, where the best of them stands among the pictures of other captions. Forced choice: whether the
-    right caption of a group scores strictly highest. Equal scores count against the model, as does NaN: a
-    model that maps everything to one point scores zero, not a hundred percent.
+    Image to text: where the best of the picture's own captions stands among all others. Text to image: for every
+    caption that has pictures, where the best of them stands among the pictures of other captions. Forced choice:
+    whether the right caption of a group scores strictly highest. Equal scores count against the model, as does NaN:
+    a model that maps everything to one point scores zero, not a hundred percent. The ranks are exact and come from
+    blocks of similarities, so that 100,000 pictures take no more memory than their features.
     """
     test, images, texts = embedded.test, embedded.images, embedded.texts
-    target = test.target.to(images.device)
-    pictures, captions = len(images), len(texts)
-    result = Result(test.name, test.headline, test.group_name, pictures, captions)
-
-    ranks = image_to_text_ranks(images, texts, target)
-    _recalls(result, "image_to_text", ranks, [min(1.0, k / captions) for k in RECALLS])
-
-    counts = target.bincount(minlength=captions)
-    asked = counts.nonzero().squeeze(1)
-    ranks = text_to_image_ranks(images, texts, target, asked)
-    chance = [_chance_of_any(counts[asked], pictures, k) for k in RECALLS]
-    _recalls(result, "text_to_image", ranks, chance)
-
+    image_labels, text_labels = labels_of(test)
+    result = Result(test.name, test.headline, test.group_name, len(images), len(texts))
+    ranks = retrieval_ranks(images, texts, (image_labels.to(images.device), text_labels.to(images.device)))
+    result.metrics.update(ranks.metrics(RECALLS))
+    for direction, asking, answering in (
+        ("image_to_text", image_labels, text_labels),
+        ("text_to_image", text_labels, image_labels),
+    ):
+        right = _right_answers(asking, answering)
+        for k in RECALLS:
+            result.chance[f"{direction}_R@{k}"] = _chance_of_any(right[right > 0], len(answering), k)
     if test.groups is not None:
+        target = test.target.to(images.device)
         _forced_choice(result, images, texts, target, test.groups.to(images.device))
     return result
 
 
-def image_to_text_ranks(images: Tensor, texts: Tensor, target: Tensor) -> Tensor:
-    """Return the rank (1 is best) of caption target[i] for picture i among all captions, int64 (Q,).
-
-    Walks blocks of pictures, so the Q x G similarities are never held at once.
-    """
-    ranks = []
-    for rows in torch.arange(len(images), device=images.device).split(max(1, _BLOCK // len(texts))):
-        z = images[rows] @ texts.T
-        own = z.gather(1, target[rows, None])
-        ranks.append(len(texts) - (z < own).sum(1))
-    return torch.cat(ranks)
+def labels_of(test: HeldOut) -> tuple[Tensor, Tensor]:
+    """Return the labels of a test's pictures (Q,) and captions (G,): equal ones belong together."""
+    if test.image_labels is not None and test.text_labels is not None:
+        return test.image_labels, test.text_labels
+    return test.target, torch.arange(len(test.gallery))
 
 
-def text_to_image_ranks(images: Tensor, texts: Tensor, target: Tensor, asked: Tensor) -> Tensor:
-    """Return the rank of each asked caption's best own picture among it and the others', int64 (A,)."""
-    ranks = []
-    for columns in asked.split(max(1, _BLOCK // len(images))):
-        z = texts[columns] @ images.T
-        own = target == columns[:, None]
-        best = z.masked_fill(~own, -math.inf).amax(1, keepdim=True)
-        ranks.append(1 + (~own).sum(1) - ((z < best) & ~own).sum(1))
-    return torch.cat(ranks)
+def _right_answers(asking: Tensor, answering: Tensor) -> Tensor:
+    """Return how many of `answering` have the label of each of `asking`, int64."""
+    labels, counts = answering.unique(return_counts=True)
+    place = torch.searchsorted(labels, asking).clamp_max(len(labels) - 1)
+    return torch.where(labels[place] == asking, counts[place], 0)
 
 
-def _recalls(result: Result, direction: str, ranks: Tensor, chance: list[float]) -> None:
-    for k, by_chance in zip(RECALLS, chance, strict=True):
-        result.metrics[f"{direction}_R@{k}"] = (ranks <= k).double().mean().item()
-        result.chance[f"{direction}_R@{k}"] = by_chance
-    result.metrics[f"{direction}_mean_rank"] = ranks.double().mean().item()
-    result.metrics[f"{direction}_median_rank"] = ranks.double().median().item()
-
-
-def _chance_of_any(counts: Tensor, total: int, k: int) -> float:
-    """Return the mean probability that k pictures drawn from `total` include one of the `counts[i]` right."""
-    missed = torch.ones_like(counts, dtype=torch.float64)
+def _chance_of_any(right: Tensor, total: int, k: int) -> float:
+    """Return the mean probability that k answers drawn from `total` include one of the `right[i]` right ones."""
+    missed = torch.ones_like(right, dtype=torch.float64)
     for drawn in range(min(k, total)):
-        missed *= ((total - counts - drawn) / (total - drawn)).clamp_min(0)
+        missed *= ((total - right.double() - drawn) / (total - drawn)).clamp_min(0)
     return (1 - missed).mean().item()
 
 

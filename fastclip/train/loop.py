@@ -1,32 +1,41 @@
-"""The training loop: fetch, encode, contrast, step, and write down what happened."""
+"""The training loop: fetch, step, and write down what happened; on several ranks as on one."""
 
 from __future__ import annotations
 
-import contextlib
-import math
+import logging
+import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-import fastclip
-from fastclip.backends import resolve_backend
-from fastclip.data.source import HeldOut, Pairs, PairSource
-from fastclip.grad_cache import cached_backward
-from fastclip.models import CLIP, CLIPConfig, Tokenizer
-from fastclip.train import checkpoint
+from fastclip.data.source import DataError, Pairs, PairSource
+from fastclip.models import CLIPConfig
+from fastclip.train import checkpoint, distributed, precision
+from fastclip.train.build import build_model, build_tokenizer, pick_backend, pick_device
 from fastclip.train.config import Config, ConfigError
-from fastclip.train.evaluate import Embedded, Result, embed, measure
+from fastclip.train.distributed import World
+from fastclip.train.encoders import Encoders
+from fastclip.train.exams import Exams
 from fastclip.train.feed import Batch, Cursor, batches, steps_per_epoch
-from fastclip.train.metrics import Console, Meter, MetricLog
-from fastclip.train.optim import build_optimizer, learning_rate, set_learning_rate
+from fastclip.train.journal import Journal, Moment
+from fastclip.train.metrics import Meter
+from fastclip.train.optim import AveragedWeights, build_optimizer, learning_rate
+from fastclip.train.signals import Stopped, StopSignals
+from fastclip.train.step import Inputs, Outcome, Step
+
+logger = logging.getLogger("fastclip.train")
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says at which step, why, and what to change."""
+
+
+class Diverged(TrainingError):
+    """Loss or gradient were not finite in too many steps in a row."""
 
 
 class Trainer:
@@ -38,9 +47,12 @@ class Trainer:
     Args:
         config: the run.
         model_config: the model.
-        source: the pairs, and the held-out tests of `evaluate`.
+        source: the pairs, and the held-out tests of `evaluate`; the same on every rank.
         folder: where metrics and checkpoints go; None keeps the run in memory.
-        quiet: print nothing.
+        world: the ranks that train together.
+        stop: what signals ask for.
+        resumed: whether `resume` will follow, so that weights to start from are not needed.
+        quiet: print nothing. Other ranks than the first never do.
     """
 
     def __init__(
@@ -50,206 +62,176 @@ class Trainer:
         source: PairSource,
         folder: Path | None = None,
         *,
+        world: World | None = None,
+        stop: StopSignals | None = None,
+        resumed: bool = False,
         quiet: bool = False,
     ) -> None:
         if len(source) == 0:
             raise ConfigError(f"{source.name} has no pairs to train on")
-        self.config, self.source, self.folder, self.quiet = config, source, folder, quiet
-        self.device = pick_device(config.run.device)
+        self.world = World() if world is None else world
+        self.stop = StopSignals() if stop is None else stop
+        self.config, self.source, self.folder = config, source, folder
+        self.quiet = quiet or not self.world.is_main
+        self.device = pick_device(config.run.device, self.world.local_rank)
         self.backend = pick_backend(config.loss.backend, self.device)
-        torch.manual_seed(config.run.seed)
-        self.model = CLIP(model_config).to(self.device)
-        self.tokenizer = Tokenizer()
+        self.precision = precision.resolve(config.model.precision, self.device)
+        self.model = build_model(config, model_config, source, self.device, resumed=resumed)
+        if self.world.rank > 0:  # the weights are everybody's, dropout is not
+            torch.manual_seed(config.run.seed + 1_000_003 * self.world.rank)
+        self.tokenizer = build_tokenizer(config, model_config)
+        self.encoders = self._encoders()
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.steps_per_epoch = steps_per_epoch(len(source), config.data.batch_size)
+        self.scaler = precision.LossScaler() if self.precision == "amp_fp16" else None
+        self.averaged = None if config.optim.ema is None else AveragedWeights(self.model, config.optim.ema)
+        self.take_step = Step(
+            config, self.encoders, self.optimizer, self.world, self.backend, self.scaler, self.averaged
+        )
+
+        self.batch_size = config.data.rows_per_rank * self.world.size  #: of all ranks
+        self.steps_per_epoch = steps_per_epoch(len(source), self.batch_size)
         self.total_steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
         self.step = 0
         self.cursor = Cursor()
-        self.tests: list[HeldOut] | None = None
-        self.embedded: list[Embedded] = []  #: the held-out tests as the model saw them at the last evaluation
-        self.results: list[Result] = []  #: and the figures it got
+        self.earlier: Counter[str] = Counter()  #: what was skipped before the run was resumed, on rank 0
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.exams = Exams(
+            self.encoders,
+            self.tokenizer,
+            source,
+            config.run.zeroshot_data,
+            self.world,
+            self.device,
+            self.averaged,
+        )
+        self.saved_at = time.monotonic()  #: of the last checkpoint, or the start
         self.seconds = 0.0  #: spent in `train`, without evaluations and checkpoints
 
+    def _encoders(self) -> Encoders:
+        encoders = Encoders(self.model, self.precision)
+        if self.config.run.fsdp and self.world.size > 1:
+            scalars = [parameter for parameter in self.model.parameters() if not parameter.ndim]
+            distributed.shard(encoders, self.world, self.device.type, scalars)
+        if self.config.model.torchcompile:
+            encoders.compile()
+        return encoders
+
     def train(self, until: int | None = None) -> None:
-        """Train up to step `until`, by default to the end.
+        """Train up to step `until`, by default to the end. Every rank must call it.
 
         Raises:
-            TrainingError: the loss is no longer a finite number, or no pair of an epoch could be read.
+            Stopped: a signal asked for it; the state is saved.
+            Diverged: too many steps in a row had to be skipped.
+            DataError: too many pairs cannot be read.
+            RankError: another rank cannot go on.
+            OSError: the last checkpoint could not be written.
         """
-        run = self.config.run
         last = self.total_steps if until is None else min(until, self.total_steps)
-        log = None if self.folder is None else MetricLog(self.folder / "metrics.jsonl", self.step)
-        console = Console(self.total_steps, self.step, self.label.lower(), quiet=self.quiet)
-        meter = Meter()
+        journal = Journal(
+            self.config,
+            self.folder,
+            self.world,
+            self.device,
+            pairs=len(self.source),
+            start=self.step,
+            total=self.total_steps,
+            last=last,
+            quiet=self.quiet,
+        )
         self.model.train()
-        started = time.perf_counter()
+        began = time.perf_counter()
         try:
-            for batch in self._timed_batches(last - self.step, meter):
-                loss, lr = self._step(batch.pairs)
-                self.step, self.cursor = self.step + 1, batch.next
-                meter.count(len(batch.pairs))
-                scale = self.model.logit_scale.exp().item()
-                console.advance(loss=f"{loss:.3f}", scale=f"{scale:.1f}")
-
-                if self.step % run.log_every_n_steps == 0 or self.step in (1, last):
-                    figures = {"train/loss": loss, "train/scale": scale, "train/lr": lr, **meter.flush()}
-                    console.line(self._describe(batch, figures), bar_says_it=True)
-                    if log is not None:
-                        log.write(self.step, self.epoch, figures)
-                paused = time.perf_counter()
-                if self._due(run.val_frequency, 0, batch) or self.step == self.total_steps:
-                    self.evaluate(log, console)
-                if (
-                    self._due(run.save_frequency, run.save_every_n_steps, batch)
-                    or self.step == self.total_steps
-                ):
-                    self.save()
-                started += time.perf_counter() - paused
-                meter.restart()
+            with self.stop.patient():
+                for batch in self._batches(last - self.step, journal.meter):
+                    lr = self.learning_rate
+                    outcome = self._step(batch, lr)
+                    journal.meter.count(len(batch.pairs))
+                    skipped = {"pairs": self.skipped.total(), "steps": self.skipped_steps}
+                    scale = self.model.logit_scale.detach().exp().item()
+                    now = self._moment(batch)
+                    journal.step(now, outcome, lr=lr, scale=scale, skipped=skipped)
+                    self.seconds += time.perf_counter() - began
+                    self._pause(batch, now, journal)
+                    began = time.perf_counter()
+                    journal.meter.restart()
         finally:
-            self.seconds += time.perf_counter() - started
-            console.close()
+            journal.close()
 
     @property
-    def label(self) -> str:
-        """What lines about steps begin with."""
-        return "Control" if self.config.data.shuffle_captions else "Train"
+    def learning_rate(self) -> float:
+        """The learning rate of the step to come."""
+        return learning_rate(self.step, self.total_steps, self.steps_per_epoch, self.config.optim)
 
-    @property
-    def epoch(self) -> float:
-        """Passes over the pairs so far, with a fraction."""
-        return self.cursor.epoch + self.cursor.position / len(self.source)
+    def _moment(self, batch: Batch) -> Moment:
+        """Return where the run stands after a batch."""
+        pairs = len(self.source)
+        epoch = self.cursor.epoch + self.cursor.position / pairs
+        return Moment(self.step, epoch, batch.at.epoch, min(pairs, batch.at.position + self.batch_size))
 
-    def _step(self, pairs: Pairs) -> tuple[float, float]:
-        """Take one optimizer step on a batch; return its loss (nats) and learning rate."""
-        optim = self.config.optim
-        images = pairs.images.to(self.device, non_blocking=True)
-        tokens = self.tokenizer(pairs.captions, self.model.context_length).to(self.device, non_blocking=True)
-        labels = pairs.labels.to(self.device, non_blocking=True)
-
-        lr = learning_rate(self.step, self.total_steps, optim)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = cached_backward(
-            lambda image_features, text_features: self._loss(image_features, text_features, labels),
-            (self._encode_image, images),
-            (self._encode_text, tokens),
-            micro_batch_size=self.config.data.micro_batch_size,
-        ).item()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {self.step}; the last checkpoint is intact. "
-                "Resume from it with a lower --lr, a longer --warmup or --grad-clip-norm 1"
-            )
-        if optim.grad_clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip_norm)
-        self.optimizer.step()
-        self.model.clamp_logit_scale_()
-        return loss, lr
-
-    def _loss(self, image_features: Tensor, text_features: Tensor, labels: Tensor) -> Tensor:
-        loss = fastclip.siglip_loss if self.config.loss.siglip else fastclip.clip_loss
-        return loss(
-            image_features,
-            text_features,
-            self.model.logit_scale.exp(),
-            logit_bias=getattr(self.model, "logit_bias", None),
-            labels=labels,
-            normalize=True,
-            backend=self.backend,
-        )
-
-    def _encode_image(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            return self.model.encode_image(self.model.preprocess(images)).float()
-
-    def _encode_text(self, tokens: Tensor) -> Tensor:
-        with self._autocast():
-            return self.model.encode_text(tokens).float()
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.config.model.precision == "amp_bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
-
-    def evaluate(self, log: MetricLog | None = None, console: Console | None = None) -> list[Result]:
-        """Measure the held-out tests; write the figures to the log under "val/…"."""
-        if self.tests is None:
-            self.tests = self.source.held_out()
-        self.model.eval()
-        self.embedded = [embed(test, self.embed_images, self.embed_texts) for test in self.tests]
-        self.results = [measure(embedded) for embedded in self.embedded]
-        self.model.train()
-        for prefix, result in zip(self.prefixes, self.results, strict=True):
-            if log is not None:
-                log.write(self.step, self.epoch, {f"{prefix}/{key}": v for key, v in result.metrics.items()})
-            if console is not None:
-                shown = {k: v for k, v in result.metrics.items() if "R@" in k or k == "choice"}
-                figures = "\t".join(f"{key}: {value:.4f}" for key, value in shown.items())
-                name = result.name if self.label == "Train" else f"{self.label.lower()}, {result.name}"
-                console.line(f"Eval Epoch: {self.epoch:.1f} {name}\t{figures}")
-        return self.results
-
-    @property
-    def prefixes(self) -> list[str]:
-        """What the keys of each result begin with: one test is simply "val", several carry their names."""
-        if len(self.results) == 1:
-            return ["val"]
-        return [f"val/{result.name.replace(' ', '_')}" for result in self.results]
-
-    @torch.no_grad()
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Encode uint8 pictures (B, 3, S, S) to features (B, D)."""
-        return self._encode_image(images.to(self.device))
-
-    @torch.no_grad()
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """Encode B captions to features (B, D)."""
-        return self._encode_text(self.tokenizer(texts, self.model.context_length).to(self.device))
-
-    def save(self) -> Path | None:
-        """Write a checkpoint of the present step, if the run has a folder; return its path."""
-        if self.folder is None:
-            return None
-        return checkpoint.save(
-            self.folder / "checkpoints",
-            model=self.model,
-            optimizer=self.optimizer,
-            state={"step": self.step, **asdict(self.cursor), "seconds": round(self.seconds, 3)},
-            config=self.config.to_dict(),
-            model_config=self.model.config.to_dict(),
-            keep=self.config.run.keep_checkpoints,
-        )
-
-    def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint: the steps that follow are those the saved run would have taken."""
-        state = checkpoint.restore(saved, self.model, self.optimizer)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.cursor = Cursor(state["epoch"], state["position"])
-
-    def _timed_batches(self, count: int, meter: Meter) -> Iterator[Batch]:
-        """Yield the batches that can be used, and tell the meter how long each kept the loop waiting."""
+    def _batches(self, count: int, meter: Meter) -> Iterator[Batch]:
+        """Yield this rank's batches; before each, ranks tell each other of errors, signals and saves that are due."""
         data = self.config.data
         feed = batches(
             self.source,
-            data.batch_size,
+            data.rows_per_rank,
             seed=self.config.run.seed,
             start=self.cursor,
             count=count,
             workers=data.workers,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            max_bad_share=data.max_bad_share,
         )
-        while True:
+        for _ in range(count):
             asked = time.perf_counter()
-            batch = next(feed, None)
-            if batch is None:
-                return
+            batch, error = None, None
+            try:
+                batch = next(feed)
+            except DataError as failure:
+                error = failure
             meter.waited(time.perf_counter() - asked)
-            if len(batch.pairs) == 0:
-                reasons = ", ".join(f"{reason}: {n}" for reason, n in self.source.skipped.most_common())
-                raise TrainingError(
-                    f"no pair of a whole batch of {self.source.name} could be read ({reasons})"
-                )
-            yield batch
+            failed, stopped, save = self.world.any(
+                error is not None, self.stop.received is not None, self._is_time()
+            )
+            if failed:
+                raise error or distributed.RankError("another rank cannot go on; its message says why")
+            if stopped:
+                self._stop()
+            if save:
+                self.save(final=False)
+            if batch is not None:
+                yield batch
+
+    def _step(self, batch: Batch, lr: float) -> Outcome:
+        """Take one step, or skip it if its numbers are no use, and count it."""
+        outcome = self.take_step(self.inputs(batch.pairs), lr)
+        self.step, self.cursor = self.step + 1, batch.next
+        self.skipped_in_a_row = 0 if outcome.taken else self.skipped_in_a_row + 1
+        self.skipped_steps += not outcome.taken
+        if self.skipped_in_a_row >= self.config.optim.max_skipped_steps:
+            raise Diverged(
+                f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, up to step {self.step} "
+                f"(loss {outcome.loss:g}, norm of the gradient {outcome.gradient_norm:g}). All were skipped, so the "
+                "weights are those of before; the last checkpoint is intact. Resume from it with a lower --lr, a "
+                "longer --warmup or --grad-clip-norm 1"
+            )
+        return outcome
+
+    def inputs(self, pairs: Pairs) -> Inputs:
+        """Bring a batch to the device."""
+        texts = self.tokenizer(pairs.captions) if pairs.text_features is None else pairs.text_features
+        parts = (pairs.images, texts, pairs.labels)
+        return Inputs(*(part.to(self.device, non_blocking=True) for part in parts))
+
+    def _pause(self, batch: Batch, now: Moment, journal: Journal) -> None:
+        """Sit exams and save where that is due."""
+        run, ended = self.config.run, self.step == self.total_steps
+        if ended or self._due(run.val_frequency, 0, batch):
+            journal.retrieval(now, self.exams.retrieval())
+        if ended or self._due(run.zeroshot_frequency, 0, batch):
+            journal.zeroshot(now, self.exams.zeroshot())
+        if ended or self._due(run.save_frequency, run.save_every_n_steps, batch):
+            self.save(final=ended)
 
     def _due(self, every_epochs: int, every_steps: int, batch: Batch) -> bool:
         """Return whether something done every so many epochs or steps is due after this batch (0: never)."""
@@ -258,42 +240,71 @@ class Trainer:
         by_steps = every_steps > 0 and self.step % every_steps == 0
         return by_epochs or by_steps
 
-    def _describe(self, batch: Batch, figures: dict[str, float]) -> str:
-        """Return a line about the last step, worded as open_clip's."""
-        pairs = len(self.source)
-        done = min(pairs, batch.at.position + self.config.data.batch_size)
-        return (
-            f"{self.label} Epoch: {batch.at.epoch} [{done:>{len(str(pairs))}}/{pairs} ({100 * done / pairs:.0f}%)] "
-            f"Data (t): {figures['train/data_time']:.3f} Batch (t): {figures['train/batch_time']:.3f}, "
-            f"{figures['train/samples_per_second']:.1f}/s LR: {figures['train/lr']:.6f} "
-            f"Logit Scale: {figures['train/scale']:.3f} Loss: {figures['train/loss']:.5g}"
-        )
+    def _is_time(self) -> bool:
+        """Return whether `--save-every-minutes` have passed since the last save, by rank 0's clock."""
+        minutes = self.config.run.save_every_minutes
+        return self.world.is_main and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
+    def _stop(self) -> None:
+        """Save, and end the run as a signal to some rank asked."""
+        self.save()
+        where = "nothing is saved" if self.folder is None else "all is saved; --resume continues"
+        number = signal.SIGTERM if self.stop.received is None else self.stop.received
+        raise Stopped(number, f" after step {self.step:,}: {where}")
 
-def pick_device(name: str) -> torch.device:
-    """Return the device that `--device` means; "auto" is the first GPU, or the CPU.
+    @property
+    def skipped(self) -> Counter[str]:
+        """Unreadable pairs so far by reason, of this rank; on rank 0 with those before the run was resumed."""
+        return self.earlier + self.source.skipped
 
-    Raises:
-        ConfigError: the name is no device, or one this PyTorch cannot use.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name} cannot be used: {reason}; --device auto picks one") from error
-    return device
+    def save(self, *, final: bool = True) -> Path | None:
+        """Write a checkpoint of the present step, if the run has a folder; return its path.
 
+        Raises:
+            OSError: it could not be written. Where more are to come (`final` is false) that is only a warning: the
+                last one is intact, and the disk may have room again by the next.
+        """
+        self.saved_at = time.monotonic()
+        self.world.average_statistics(self.model)
+        if self.folder is None:
+            return None
+        state = {"step": self.step, **asdict(self.cursor), "seconds": round(self.seconds, 3)}
+        state |= {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state_dict()
+        if self.averaged is not None:
+            state["ema_steps"] = self.averaged.steps
+        try:
+            return checkpoint.save(
+                self.folder / "checkpoints",
+                model=self.model,
+                optimizer=self.optimizer,
+                ema=None if self.averaged is None else self.averaged.weights,
+                state=state,
+                counters=self.skipped,
+                config=self.config.to_dict(),
+                model_config=self.model.config.to_dict(),
+                documents={"run.yaml": self.config.to_yaml()},
+                keep=self.config.run.keep_checkpoints,
+            )
+        except OSError as error:
+            if final:
+                raise
+            if self.world.is_main:
+                logger.warning(
+                    "warning: no checkpoint of step %d (%s); earlier ones are intact", self.step, error
+                )
+            return None
 
-def pick_backend(name: str, device: torch.device) -> str:
-    """Return the kernels that `--backend` means on this device; features reach the loss in float32.
-
-    Raises:
-        ConfigError: there are none of that name, or they cannot run here.
-    """
-    try:
-        return resolve_backend(name, device, torch.float32)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"--backend {name}: {error}") from error
+    def resume(self, saved: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint: the steps that follow are those the saved run would have taken."""
+        state = checkpoint.restore(saved, self.model, self.optimizer)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.cursor = Cursor(state["epoch"], state["position"])
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        if self.world.is_main:
+            self.earlier = Counter(state["counters"])
+        if self.scaler is not None and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.averaged is not None and saved.ema is not None:
+            self.averaged.load(saved.ema, state["ema_steps"])

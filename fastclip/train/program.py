@@ -3,99 +3,126 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
+import logging
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from fastclip.data import PairSource, open_source
-from fastclip.models import PRESETS, CLIPConfig
-from fastclip.train import checkpoint, metrics
-from fastclip.train.config import Config, ConfigError
+from fastclip.models import CLIPConfig
+from fastclip.train import checkpoint, distributed, metrics
+from fastclip.train.build import build_model_config, build_source
+from fastclip.train.checkpoint.ranks import gather
+from fastclip.train.config import Config, RunConfig
+from fastclip.train.distributed import World
 from fastclip.train.evaluate import Result
-from fastclip.train.loop import Trainer
+from fastclip.train.loop import Diverged, Trainer
 from fastclip.train.report import Summary, notes, text_table, write_report
+from fastclip.train.signals import StopSignals
 
-SPLIT_SEED = 0  # what is held out does not depend on --seed: runs that differ in it remain comparable
-SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023
+logger = logging.getLogger("fastclip.train")
 
 
-def run(config: Config) -> Path:
-    """Carry out a run; return its folder, which holds report.md, pictures, metrics.jsonl and checkpoints.
+def run(config: Config, stop: StopSignals | None = None) -> Path:
+    """Carry out a run; return its folder, which holds report.html, pictures, metrics.jsonl and checkpoints.
+
+    Under torchrun every process calls this; the first one prints and writes.
 
     Raises:
         ConfigError: a setting that cannot work, a checkpoint of another model, unusable data.
-        TrainingError: the run could not go on.
+        Stopped: a signal ended the run; it can be resumed.
+        Diverged: the run could not go on; the report is written.
+        DataError, RankError, OSError: the run could not go on.
     """
     started = time.perf_counter()
-    model_config = build_model_config(config)
+    world = distributed.start(config.run.device, config.run.dist_timeout)
+    folder, path = place(config, world)
+    saved = None if path is None else checkpoint.load(path)
+    if saved is not None and config.model.pretrained is not None:  # it need no longer be there
+        model_config = CLIPConfig.from_dict(saved.model_config)
+    else:
+        model_config = build_model_config(config)
     source = build_source(config, model_config)
-    saved = None if config.run.resume is None else checkpoint.load(checkpoint.find(config.run))
-    folder = run_folder(config, resumed=saved is not None)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=folder.name, resume=None))
+    config = dataclasses.replace(
+        config, run=dataclasses.replace(config.run, logs=str(folder.parent), name=folder.name, resume=None)
+    )
 
-    trainer = Trainer(config, model_config, source, folder)
+    trainer = Trainer(config, model_config, source, folder, world=world, stop=stop, resumed=saved is not None)
     if saved is not None:
         trainer.resume(saved)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     facts = describe(trainer)
-    print("\n".join(facts))
-    trainer.train()
-    if not trainer.results:  # a resumed run that had nothing left to do
-        trainer.evaluate()
+    if world.is_main:
+        write_settings(config, folder, world)
+        print("\n".join(facts), flush=True)
+    try:
+        trainer.train()
+        if not trainer.exams.taken:  # a resumed run that had nothing left to do
+            trainer.exams.retrieval()
+    except Diverged as error:
+        skipped = everyones_skipped(trainer)
+        if world.is_main:
+            report(trainer, None, {}, facts, skipped, failure=str(error))
+        world.any(True)  # a launcher ends the others as soon as one has failed
+        raise
+    skipped = everyones_skipped(trainer)
+    distributed.finish()
+    if not world.is_main:
+        return folder
 
     wanted = config.run.control_steps > 0 and not config.data.shuffle_captions
     control = train_control(trainer, model_config) if wanted else None
     pictures = draw(trainer) if config.run.pictures else {}
     total = time.perf_counter() - started
-    facts += [f"{trainer.seconds:.0f} s of training, {total:.0f} s in all"]
-    title = f"{source.name}: {config.model.model}, {trainer.step:,} steps"
-    summary = Summary(
-        title=f"Control: {title}" if config.data.shuffle_captions else title,
-        results=trainer.results,
-        control=control,
-        control_label=f"shuffled captions, {control_steps(config, trainer):,} of {trainer.total_steps:,} steps",
-        facts=facts,
-        pictures=pictures,
-        credits=getattr(source, "credits", None),
-        skipped=dict(source.skipped),
-        skipped_files=getattr(source, "skipped_files", {}),
-    )
-    write_report(summary, folder / "report.md")
-    print_summary(summary, folder)
+    facts.append(f"{trainer.seconds:.0f} s of training, {total:.0f} s in all")
+    print_summary(report(trainer, control, pictures, facts, skipped), folder)
     return folder
 
 
-def build_model_config(config: Config) -> CLIPConfig:
-    """Return the preset that `--model` names; under `--siglip` with the start values that loss needs."""
-    name = config.model.model
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown --model {name}; did you mean {near}? Known are: {', '.join(PRESETS)}")
-    if config.loss.siglip:
-        return dataclasses.replace(PRESETS[name], init_logit_scale=SIGLIP_SCALE, init_logit_bias=SIGLIP_BIAS)
-    return PRESETS[name]
+def place(config: Config, world: World) -> tuple[Path, Path | None]:
+    """Return the run's folder, and the checkpoint to continue from; rank 0 decides for all.
+
+    When torchrun has restarted the processes, the run goes on in the folder it had, from its last whole checkpoint.
+    """
+
+    def decide() -> tuple[Path, Path | None]:
+        if world.attempt and world.store is not None and world.store.check(["run_folder"]):
+            folder = Path(world.store.get("run_folder").decode())
+            saved = newest(dataclasses.replace(config.run, resume=str(folder)), may_be_new=True)
+            logger.warning(
+                "restart %d of %s, from %s",
+                world.attempt,
+                folder.name,
+                "the start" if saved is None else saved.name,
+            )
+            return folder, saved
+        saved = newest(config.run, may_be_new=config.run.resume == "latest") if config.run.resume else None
+        folder = run_folder(config, resumed=config.run.resume is not None)
+        return folder, saved
+
+    return world.from_main(decide)
 
 
-def build_source(config: Config, model_config: CLIPConfig) -> PairSource:
-    """Open the pairs that `--train-data` names, at the model's picture size."""
+def newest(run: RunConfig, *, may_be_new: bool) -> Path | None:
+    """Return the checkpoint to continue from; None for a run that may be new, and that has none yet."""
     try:
-        return open_source(
-            config.data.train_data,
-            model_config.vision.image_size,
-            seed=SPLIT_SEED,
-            shuffled_captions=config.data.shuffle_captions,
-            csv_img_key=config.data.csv_img_key,
-            csv_caption_key=config.data.csv_caption_key,
-            csv_separator=config.data.csv_separator,
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(f"--train-data: {error}" if config.data.train_data else str(error)) from error
+        return checkpoint.find(run)
+    except checkpoint.NoCheckpoint:
+        if may_be_new:
+            return None
+        raise
+
+
+def write_settings(config: Config, folder: Path, world: World) -> None:
+    """Make the run's folder, write config.json and run.yaml, the file that `--config` reads, into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if world.store is not None:
+        world.store.set("run_folder", str(folder.absolute()))
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    (folder / "run.yaml").write_text(config.to_yaml())
 
 
 def run_folder(config: Config, *, resumed: bool) -> Path:
@@ -118,12 +145,14 @@ def describe(trainer: Trainer) -> list[str]:
     config, model = trainer.config, trainer.model
     weights = sum(p.numel() for p in model.parameters())
     loss = "sigmoid" if config.loss.siglip else "softmax"
-    micro = config.data.micro_batch_size
+    micro, ranks = config.data.rows_at_a_time, trainer.world.size
+    decoder = getattr(trainer.source, "decoder", None)
     return [
-        f"data: {trainer.source.name}, {len(trainer.source):,} pairs",
-        f"model: {config.model.model}, {weights / 1e6:.1f} M parameters, {config.model.precision}, "
-        f"{trainer.device}, {torch.get_num_threads()} threads",
-        f"loss: {loss}, backend {trainer.backend}; batch {config.data.batch_size:,}"
+        f"data: {trainer.source.name}, {len(trainer.source):,} pairs" + (f", {decoder}" if decoder else ""),
+        f"model: {config.model.pretrained or config.model.model}, {weights / 1e6:.1f} M parameters, "
+        f"{trainer.precision}, {trainer.device}, {torch.get_num_threads()} threads",
+        f"loss: {loss}, backend {trainer.backend}; batch {trainer.batch_size:,}"
+        + (f" over {ranks} ranks" + (", weights sharded" if config.run.fsdp else "") if ranks > 1 else "")
         + (f" in micro-batches of {micro:,}" if micro else ""),
         f"length: {trainer.total_steps:,} steps, {trainer.total_steps / trainer.steps_per_epoch:.1f} epochs, "
         f"seed {config.run.seed}",
@@ -144,24 +173,63 @@ def train_control(trainer: Trainer, model_config: CLIPConfig) -> list[Result]:
         config,
         data=dataclasses.replace(config.data, shuffle_captions=True),
         optim=dataclasses.replace(config.optim, steps=steps, warmup=warmup),
-        run=dataclasses.replace(config.run, val_frequency=0),
+        run=dataclasses.replace(config.run, val_frequency=0, zeroshot_data=None),
     )
     print(f"control: the same model on shuffled captions, {steps:,} steps")
     control = Trainer(config, model_config, build_source(config, model_config))
     control.train()
-    return control.results
+    return control.exams.results
+
+
+def everyones_skipped(trainer: Trainer) -> tuple[Counter[str], dict[str, str]]:
+    """Return what all ranks had to skip: pairs by reason, and reason by file."""
+    counts: Counter[str] = Counter()
+    files: dict[str, str] = {}
+    for by_reason, by_file in gather((trainer.skipped, trainer.source.skipped_files)):
+        counts.update(by_reason)
+        files |= by_file
+    return counts, files
+
+
+def report(
+    trainer: Trainer,
+    control: list[Result] | None,
+    pictures: dict[str, str],
+    facts: list[str],
+    skipped: tuple[Counter[str], dict[str, str]],
+    failure: str | None = None,
+) -> Summary:
+    """Write the run's report into its folder; return what is in it."""
+    config, source, exams = trainer.config, trainer.source, trainer.exams
+    title = f"{source.name}: {config.model.model}, {trainer.step:,} steps"
+    summary = Summary(
+        title=f"Control: {title}" if config.data.shuffle_captions else title,
+        results=exams.results + ([] if exams.classified is None else [exams.classified]),
+        control=control,
+        control_label=f"shuffled captions, {control_steps(config, trainer):,} of {trainer.total_steps:,} steps",
+        facts=facts,
+        pictures=pictures,
+        credits=getattr(source, "credits", None),
+        skipped=dict(skipped[0]),
+        skipped_files=skipped[1],
+        skipped_steps=trainer.skipped_steps,
+        failure=failure,
+    )
+    if trainer.folder is not None:
+        write_report(summary, trainer.folder, tests=exams.embedded, config=config.to_dict())
+    return summary
 
 
 def draw(trainer: Trainer) -> dict[str, str]:
     """Draw the run's pictures into its folder; return file by title."""
     from fastclip.train import pictures
 
-    folder, tests = trainer.folder, trainer.embedded
+    folder, tests = trainer.folder, trainer.exams.embedded
     if folder is None:
         return {}
     recalls = {
         f"{result.name}, R@{result.headline.removeprefix('R@')}": f"{prefix}/image_to_text_{result.headline}"
-        for prefix, result in zip(trainer.prefixes, trainer.results, strict=True)
+        for prefix, result in zip(trainer.exams.prefixes, trainer.exams.results, strict=True)
         if result.headline is not None
     }
     lines = metrics.read(folder / "metrics.jsonl")
@@ -192,4 +260,4 @@ def print_summary(summary: Summary, folder: Path) -> None:
             + ", ".join(f"{reason} ({count})" for reason, count in sorted(summary.skipped.items()))
         )
     print(summary.facts[-1])
-    print(f"report: {folder / 'report.md'}")
+    print(f"report: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""Lay high-dimensional points out on a plane: exact t-SNE, and a pass that keeps pictures apart."""
+"""Lay high-dimensional points out on a plane or in space: exact t-SNE, and a pass that keeps pictures apart."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def tsne(x: Tensor, *, perplexity: float = 30.0, steps: int = 400) -> Tensor:
-    """Return the t-SNE layout (n, 2) of features x (n, D), float32, deterministic.
+def tsne(x: Tensor, *, dims: int = 2, perplexity: float = 30.0, steps: int = 400) -> Tensor:
+    """Return the t-SNE layout (n, dims) of features x (n, D), float32, deterministic.
 
     Minimises KL(P ‖ Q) of neighbour probabilities, P Gaussian in D dimensions with `perplexity` neighbours
-    each, Q Student-t on the plane (van der Maaten and Hinton, 2008), from a PCA start. O(n²): for a few
+    each, Q Student-t in the layout (van der Maaten and Hinton, 2008), from a PCA start. O(n²): for a few
     thousand points.
     """
     n = len(x)
     if n < 4:
-        return pca(x)
+        return pca(x, dims)
     p = _neighbour_probabilities(x, min(perplexity, (n - 1) / 3))
-    y = pca(x)
+    y = pca(x, dims)
     y = 1e-2 * y / y.std().clamp_min(1e-12)
     velocity, gain = torch.zeros_like(y), torch.ones_like(y)
     rate = max(n / 48, 50.0)
     for step in range(steps):
         early = step < steps // 4
-        q = _differences(y, 0).square_().add_(_differences(y, 1).square_()).add_(1).reciprocal_()
+        q = _differences(y, 0).square_()
+        for axis in range(1, dims):
+            q += _differences(y, axis).square_()
+        q.add_(1).reciprocal_()
         q.fill_diagonal_(0)
         pull = (q * (-1 / q.sum())).add_(p, alpha=12.0 if early else 1.0).mul_(q)
         gradient = 4 * (pull.sum(1, keepdim=True) * y - pull @ y)
@@ -35,14 +38,14 @@ def tsne(x: Tensor, *, perplexity: float = 30.0, steps: int = 400) -> Tensor:
     return y
 
 
-def pca(x: Tensor) -> Tensor:
-    """Return the two principal coordinates (n, 2) of x (n, D), each with a fixed sign."""
+def pca(x: Tensor, dims: int = 2) -> Tensor:
+    """Return the first principal coordinates (n, dims) of x (n, D), each with a fixed sign."""
     centred = (x - x.mean(0)).float()
     _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2]
+    axes = axes[:dims]
     largest = axes.abs().argmax(1, keepdim=True)
     y = centred @ (axes * axes.gather(1, largest).sign()).T
-    return torch.nn.functional.pad(y, (0, 2 - y.shape[1]))
+    return torch.nn.functional.pad(y, (0, dims - y.shape[1]))
 
 
 @torch.no_grad()

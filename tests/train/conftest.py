@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,15 @@ def caption(colour: str, corner: str) -> str:
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models are trained fastest by one thread: a second one mostly waits for the first."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def _tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "tiny", TINY)
 
@@ -104,37 +113,36 @@ def blocks() -> Callable[..., Blocks]:
     return Blocks
 
 
+def make_config(**settings: Any) -> Config:
+    """Make a small config; a setting goes to the concern that has it."""
+    config = Config(
+        data=DataConfig(batch_size=16, workers=1),
+        model=ModelConfig(model="tiny"),
+        optim=OptimConfig(epochs=2, lr=3e-3, wd=0.1, warmup=2),
+        run=RunConfig(device="cpu", log_every_n_steps=1, save_frequency=0, val_frequency=0),
+    )
+    for key, value in settings.items():
+        concern = next(f.name for f in dataclasses.fields(config) if hasattr(getattr(config, f.name), key))
+        part = dataclasses.replace(getattr(config, concern), **{key: value})
+        config = dataclasses.replace(config, **{concern: part})
+    return config
+
+
 @pytest.fixture
 def tiny_config() -> Callable[..., Config]:
     """Return a maker of small configs; a setting goes to the concern that has it."""
-
-    def make(**settings: Any) -> Config:
-        config = Config(
-            data=DataConfig(batch_size=16),
-            model=ModelConfig(model="tiny"),
-            optim=OptimConfig(epochs=2, lr=3e-3, wd=0.1, warmup=2),
-            run=RunConfig(device="cpu", log_every_n_steps=1, save_frequency=0, val_frequency=0),
-        )
-        for key, value in settings.items():
-            concern = next(
-                f.name for f in dataclasses.fields(config) if hasattr(getattr(config, f.name), key)
-            )
-            part = dataclasses.replace(getattr(config, concern), **{key: value})
-            config = dataclasses.replace(config, **{concern: part})
-        return config
-
-    return make
+    return make_config
 
 
 @pytest.fixture
-def make_trainer(tiny_config: Callable[..., Config]) -> Callable[..., Trainer]:
+def make_trainer() -> Callable[..., Trainer]:
     """Return a maker of quiet trainers of the tiny model on blocks."""
 
     def make(folder: Path | None = None, source: PairSource | None = None, **settings: Any) -> Trainer:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         return Trainer(
-            tiny_config(**settings), TINY, Blocks() if source is None else source, folder, quiet=True
+            make_config(**settings), TINY, Blocks() if source is None else source, folder, quiet=True
         )
 
     return make

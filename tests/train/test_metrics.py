@@ -6,6 +6,8 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
 from fastclip.train import metrics
 from fastclip.train.metrics import Console, Meter, MetricLog
 
@@ -47,6 +49,27 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     assert metrics.read(tmp_path / "none.jsonl") == []
 
 
+def test_a_full_disk_costs_lines_and_one_warning_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricLog(path)
+    log.write(1, 0, {"x": 1})
+
+    def full(self: Path, mode: str) -> None:
+        with open(self, mode) as file:
+            file.write('{"step": 2')
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        log.write(2, 0, {"x": 2})
+        log.write(3, 0, {"x": 3})
+    log.write(4, 0, {"x": 4})
+    assert [line["x"] for line in metrics.read(path)] == [1, 4]
+    assert caplog.text.count("takes no more lines (No space left on device)") == 1
+
+
 def test_plain_lines_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
     console = Console(3, stream=stream)
@@ -86,5 +109,11 @@ def test_the_meter_averages_over_steps() -> None:
     figures = meter.flush()
     assert figures["train/data_time"] == 1.0
     assert figures["train/samples_per_second"] * figures["train/batch_time"] * 2 > 29.9
+    assert figures["train/samples_per_second"] == figures["train/samples_per_second_per_gpu"]
+    assert 50 < figures["train/memory_mib"] < 1e6
     meter.count(1)
     assert meter.flush()["train/data_time"] == 0.0
+    shared = Meter(world_size=4)
+    shared.count(8)
+    rates = shared.flush()
+    assert rates["train/samples_per_second"] == 4 * rates["train/samples_per_second_per_gpu"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fastclip
 from fastclip.train import checkpoint, metrics
 from fastclip.train.__main__ import main
 from fastclip.train.config import Config, RunConfig
@@ -48,7 +49,15 @@ def test_a_users_folder_from_start_to_report(
 ) -> None:
     assert main(tiny(folder, tmp_path / "logs", "--epochs", "2", "--control-steps", "2")) == 0
     run = tmp_path / "logs" / "a"
-    names = {"config.json", "metrics.jsonl", "report.md", "skipped.txt", "checkpoints"}
+    names = {
+        "config.json",
+        "run.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "results.json",
+        "skipped.txt",
+        "checkpoints",
+    }
     names |= {"curves.png", "retrieval.png", "similarity.png", "map.png"}
     assert {path.name for path in run.iterdir()} == names
     assert all(path.stat().st_size > 0 for path in run.iterdir())
@@ -57,10 +66,10 @@ def test_a_users_folder_from_start_to_report(
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in lines if "val/image_to_text_R@1" in line] == [1.0, 2.0]
 
-    report = (run / "report.md").read_text()
-    for text in ("chance", "control: shuffled captions, 2 of 6 steps", "picture → caption R@1", "](map.png)"):
+    report = (run / "report.html").read_text()
+    for text in ("chance", "Control (shuffled captions, 2 of 6 steps)", "picture → caption R@1", "A map of the space",
+                 "3 pairs that could not be read", "page.jpg", "--batch-size"):  # fmt: skip
         assert text in report, text
-    assert "3 skipped" in report and "skipped.txt" in report
     skipped = (run / "skipped.txt").read_text()
     assert {line.split("\t")[0].rsplit("/", 1)[-1] for line in skipped.splitlines()} == {
         "page.jpg", "empty.png", "uncaptioned.png"
@@ -133,7 +142,7 @@ def test_a_new_run_never_shares_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a-2").mkdir()
     assert run_folder(config, resumed=False) == tmp_path / "a-3"
     assert run_folder(config, resumed=True) == tmp_path / "a"
-    assert "model_demo-lr_0.0005-b_64" in run_folder(Config(), resumed=False).name
+    assert "model_ViT-B-32-lr_0.0005-b_64" in run_folder(Config(), resumed=False).name
 
 
 def test_the_sigmoid_loss_trains_with_its_own_start(folder: Path, tmp_path: Path) -> None:
@@ -159,9 +168,38 @@ def test_the_demo_as_a_process(tmp_path: Path) -> None:
             [sys.executable, "-c", program, *flags], capture_output=True, text=True, env=os.environ
         )
         assert done.returncode == 0, done.stderr
-        assert "Emoji art: Twemoji" in (sorted(tmp_path.iterdir())[0] / "report.md").read_text()
+        assert "Emoji art: Twemoji" in (sorted(tmp_path.iterdir())[0] / "report.html").read_text()
         return float(done.stdout.split("MiB ")[1])
 
     small = peak("--batch-size", "256")
     large = peak("--batch-size", "4096", "--micro-batch-size", "256")
     assert large < small + 300, (small, large)
+
+
+def test_a_run_that_diverges_has_its_own_exit_code_and_a_report(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip_loss, calls = fastclip.clip_loss, []
+
+    def loss(*features: torch.Tensor, **rest: object) -> torch.Tensor:
+        calls.append(None)
+        return clip_loss(*features, **rest) * (1.0 if len(calls) <= 2 else float("nan"))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fastclip, "clip_loss", loss)
+    flags = ["--steps", "20", "--max-skipped-steps", "3", "--save-every-n-steps", "2", "--val-frequency", "0"]
+    assert main(tiny(folder, tmp_path / "logs", *flags)) == 3
+    assert "not finite in 3 steps in a row, up to step 5" in capsys.readouterr().err
+    run = tmp_path / "logs" / "a"
+    assert "not finite in 3 steps in a row" in (run / "report.html").read_text()
+    saved = checkpoint.load(checkpoint.find(RunConfig(resume=str(run))))
+    assert saved.state["step"] == 4 and all(value.isfinite().all() for value in saved.model.values())
+    assert saved.state["skipped_in_a_row"] == 2  # resumed, it has one more before it ends again
+
+
+def test_data_that_cannot_be_used_have_an_exit_code(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folder.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    assert main(tiny(folder, tmp_path / "logs", "--epochs", "1")) in (2, 4)
+    assert "cannot be read" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""Check how losses behave on a GPU, before anything is timed; what they compute is checked by benchmarks/oracle.py.
+
+repeatable   the same bits twice
+unsynced     a step waits for nothing on the host
+replayed     a CUDA graph captured once gives what an ordinary step gives, bit for bit, on other inputs
+bounded      peak memory beside features and gradients
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.cases import Case, Inputs
+from benchmarks.contenders import Loss, contender, step
+from benchmarks.oracle import Finding
+
+#: Bytes beside features, gradients, packed copies and one float32 dy.
+WORKSPACE = 768 * 2**20
+
+
+def repeatable(case: Case, who: str = "fastclip triton") -> list[Finding]:
+    """Ask for the same bits twice: of loss and of every gradient."""
+    first, second = (_answer(case, who) for _ in range(2))
+    return [
+        Finding(f"{name}, same bits twice", 0.0 if torch.equal(first[name], second[name]) else float("inf"))
+        for name in first
+    ]
+
+
+def unsynced(case: Case, who: str = "fastclip triton") -> list[Finding]:
+    """Forbid CUDA to wait on the host during a step."""
+    loss, inputs = contender(who).loss(case), case.inputs()
+    step(loss, inputs)  # what compiles may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(loss, inputs)
+    except RuntimeError as error:
+        return [Finding(f"no host sync ({measure.describe(error)})", float("inf"))]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [Finding("no host sync", 0.0)]
+
+
+def captured(loss: Loss, inputs: Inputs) -> Callable[[], Tensor]:
+    """Capture a step on inputs as a CUDA graph; return what replays it and returns the loss.
+
+    Gradients are left in the inputs' ``grad``, which the graph owns.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compile and warm up where nothing is recorded
+        for _ in range(2):
+            step(loss, inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    inputs.clear_gradients()
+    with torch.cuda.graph(graph):
+        value = loss(*inputs)
+        value.backward()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return value
+
+    return replay
+
+
+def replayed(case: Case, who: str = "fastclip triton") -> list[Finding]:
+    """Capture a step on one set of inputs, replay it on another."""
+    loss, inputs = contender(who).loss(case), case.inputs(seed=0)
+    replay = captured(loss, inputs)
+    other = case.inputs(seed=1)
+    with torch.no_grad():
+        for mine, new in zip(inputs, other, strict=True):
+            if mine is not None and new is not None:
+                mine.copy_(new)
+    value = replay().clone()
+    step(loss, other)
+    found = {"loss": (value, loss(*other).detach())} | {
+        name: (getattr(inputs, name).grad, getattr(other, name).grad)
+        for name in ("image_features", "text_features", "logit_scale")
+    }
+    return [
+        Finding(f"CUDA graph, {name}", 0.0 if torch.equal(*both) else float("inf"))
+        for name, both in found.items()
+    ]
+
+
+def bounded(case: Case, who: str = "fastclip triton") -> tuple[Finding, int]:
+    """Hold a step's peak memory against its bound; return that and the peak in bytes, gradients included."""
+    loss, inputs = contender(who).loss(case), case.inputs()
+    step(loss, inputs)
+    inputs.clear_gradients()
+    peak = measure.extra_memory(lambda: step(loss, inputs), case.device) or 0
+    return Finding("peak memory", peak / memory_bound(case)), peak
+
+
+def memory_bound(case: Case) -> int:
+    """Return bytes: gradients, packed copies (2 an element, 4 for float32), one float32 dy, and the workspace."""
+    entries = case.n * -(-case.d // 64) * 64
+    gradients = 2 * case.n * case.d * case.dtype.itemsize
+    packed = 2 * entries * (4 if case.dtype == torch.float32 else 2)
+    return gradients + packed + 4 * entries + WORKSPACE
+
+
+def _answer(case: Case, who: str) -> dict[str, Tensor]:
+    inputs = case.inputs()
+    loss = contender(who).loss(case)(*inputs)
+    loss.backward()
+    gradients = {
+        "dx": inputs.image_features.grad,
+        "dy": inputs.text_features.grad,
+        "dscale": inputs.logit_scale.grad,
+    }
+    return {"loss": loss.detach()} | {name: grad for name, grad in gradients.items() if grad is not None}

@@ -1,0 +1,199 @@
+"""Fill a run's config from the command line, a file and a checkpoint.
+
+Flags are flat and carry open_clip's names where open_clip has one. A setting comes from the last of these that has it:
+
+    the demo preset (no `--train-data` anywhere), or open_clip's defaults
+    the checkpoint of `--resume`
+    the file of `--config`
+    flags
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from fastclip.train.config import Config, ConfigError, demo, suggest
+
+#: Flags of open_clip's trainer that say what is always so here.
+ALWAYS = {
+    "local-loss": "every logit is computed once over all devices, always",
+    "gather-with-grad": "gradients are those of the whole batch, always",
+    "save-most-recent": "checkpoints can always be resumed; see --save-every-n-steps",
+    "delete-previous-checkpoint": "old checkpoints go by themselves; see --keep-checkpoints",
+}
+
+#: Flags of open_clip's trainer that have another name here.
+ELSEWHERE = {
+    "imagenet-val": "--zeroshot-data FOLDER",
+    "imagenet-v2": "--zeroshot-data FOLDER",
+    "dist-backend": "--device, which decides it",
+    "dist-url": "torchrun --rdzv-endpoint",
+    "pretrained-image": "--pretrained FILE",
+    "debug": "--log-every-n-steps 1",
+    "dataset-resampled": "nothing: every epoch is a fresh shuffle of all pairs",
+    "train-num-samples": "nothing: pairs are counted; --steps sets the length of the run",
+    "wandb-project-name": "the environment variable WANDB_PROJECT",
+    "force-quick-gelu": "a --model whose name ends in -quickgelu",
+    "aug-cfg": "--aug-scale, --aug-flip, --aug-color-jitter and --aug-grayscale",
+    "opt": "nothing: the optimizer is AdamW",
+}
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What the command line asks for."""
+
+    config: Config
+    print_config: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class CommandLine(Config):
+    # tyro shows this text above the flags.
+    """Train a CLIP: an image and a text encoder that share one space.
+
+    Without flags this is the demo: emoji art and its Unicode names, a few minutes on two CPU cores. Several devices:
+    torchrun --nproc-per-node N -m fastclip.train ...
+    """
+
+    config: str | None = None
+    """A file of settings, such as the run.yaml beside a run's checkpoints. Flags win over it."""
+    print_config: bool = False
+    """Print all settings as such a file, and do nothing."""
+    dry_run: bool = False
+    """Build everything, take two steps, say how long the run will take and how much memory, and do nothing."""
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Read command-line arguments.
+
+    Raises:
+        ConfigError: an unknown flag or key (the nearest known one is named) or a value that cannot work.
+        SystemExit: after `--help`, or a value of the wrong type, which tyro explains.
+    """
+    argv = _without_needless_flags(argv)
+    _refuse_unknown_flags(argv)
+    file = _value_of("config", argv)
+    settings = {} if file is None else _read_file(Path(file))
+    source = f"--config {file}"
+    base = Config() if _trains_own_data(argv, settings) else demo()
+    told = _tyro(Config.from_dict(settings, base, source), argv)
+    if told.run.resume is not None:
+        saved = _of_checkpoint(told)
+        if saved is not None:
+            told = _tyro(Config.from_dict(settings, saved, source), argv, resume=saved.run.resume)
+    parts = {section.name: getattr(told, section.name) for section in fields(Config)}
+    return Invocation(Config(**parts), told.print_config, told.dry_run)
+
+
+def flags() -> list[str]:
+    """Return every flag of the program, without the leading dashes."""
+    names = ["help"]
+    owners = [*get_type_hints(Config).values(), CommandLine]
+    own = {field.name for field in fields(CommandLine)} - {field.name for field in fields(Config)}
+    for owner in owners:
+        hints = get_type_hints(owner)
+        for field in fields(owner):
+            if owner is CommandLine and field.name not in own:
+                continue
+            flag = field.name.replace("_", "-")
+            is_switch = bool in (hints[field.name], *get_args(hints[field.name]))
+            names += [flag, f"no-{flag}"] if is_switch else [flag]
+    return names
+
+
+def _tyro(default: Config, argv: Sequence[str], resume: str | None = None) -> CommandLine:
+    import tyro
+
+    parts = {section.name: getattr(default, section.name) for section in fields(Config)}
+    told = tyro.cli(
+        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(CommandLine),
+        default=CommandLine(**parts),
+        args=list(argv),
+        prog="python -m fastclip.train",
+    )
+    if resume is None:
+        return told
+    return dataclasses.replace(told, run=dataclasses.replace(told.run, resume=resume))
+
+
+def _of_checkpoint(told: Config) -> Config | None:
+    """Return the config of the run to resume, with the checkpoint's own path; None where none was saved yet."""
+    from fastclip.train import checkpoint
+
+    try:
+        path = checkpoint.find(told.run)
+    except checkpoint.NoCheckpoint:
+        if told.run.resume != "latest":
+            raise
+        return None
+    saved = Config.from_dict(checkpoint.read_config(path), source=str(path))
+    place: dict[str, Any] = {"resume": str(path)}
+    # The run goes on where its checkpoint lies, whatever folder it was started from.
+    if path.parent.name == "checkpoints":
+        folder = path.absolute().parents[1]
+        place |= {"logs": str(folder.parent), "name": folder.name}
+    return dataclasses.replace(saved, run=dataclasses.replace(saved.run, **place))
+
+
+def _read_file(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is no YAML: {str(error).splitlines()[0]}") from error
+
+
+def _trains_own_data(argv: Sequence[str], settings: Any) -> bool:
+    data = settings.get("data") if isinstance(settings, dict) else None
+    in_file = isinstance(data, dict) and data.get("train_data") is not None
+    return in_file or any(_flag_name(token) == "train-data" for token in argv if token.startswith("--"))
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """Return the value of a flag, the last one given."""
+    value = None
+    for position, token in enumerate(argv):
+        if token.startswith("--") and _flag_name(token) == flag:
+            _, is_joined, joined = token.partition("=")
+            value = joined if is_joined else next(iter(argv[position + 1 :]), None)
+    return value
+
+
+def _flag_name(token: str) -> str:
+    return token.removeprefix("--").split("=", 1)[0].replace("_", "-")
+
+
+def _without_needless_flags(argv: Sequence[str]) -> list[str]:
+    """Take out the flags that say what is so anyway, with a word to whoever gave them."""
+    needed = []
+    for token in argv:
+        name = _flag_name(token) if token.startswith("--") else ""
+        if name not in ALWAYS:
+            needed.append(token)
+        elif os.environ.get("RANK", "0") == "0":
+            print(f"--{name} is not needed: {ALWAYS[name]}", file=sys.stderr)
+    return needed
+
+
+def _refuse_unknown_flags(argv: Sequence[str]) -> None:
+    known = flags()
+    for token in argv:
+        if not token.startswith("--") or _flag_name(token) in known:
+            continue
+        name = _flag_name(token)
+        if name in ELSEWHERE:
+            raise ConfigError(f"open_clip's --{name} is here {ELSEWHERE[name]}")
+        raise ConfigError(
+            f"unknown flag --{name}; {suggest(name, known, prefix='--')} (--help lists all flags)"
+        )

@@ -1,0 +1,172 @@
+"""What the ranks of tests/train/test_ranks.py do: train the tiny model on blocks, in the world they find."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastclip.data.source import Pairs
+from fastclip.distributed import CollectiveError
+from fastclip.train import checkpoint, distributed
+from fastclip.train.checkpoint.ranks import whole
+from fastclip.train.evaluate import embed
+from fastclip.train.loop import Trainer
+from fastclip.train.metrics import read
+from fastclip.train.signals import Stopped
+from fastclip.train.step import Inputs, Outcome
+from tests.train.conftest import TINY, Blocks, make_config
+
+Course = tuple[list[float], dict[str, Tensor], dict[str, float]]
+
+
+def trainer(folder: Path | None = None, source: Blocks | None = None, **settings: Any) -> Trainer:
+    """Return this rank's trainer; `batch_size` is that of all ranks together."""
+    world = distributed.start("cpu", 1.0)
+    settings["batch_size"] = settings.get("batch_size", 24) // world.size
+    source = Blocks() if source is None else source
+    return Trainer(make_config(**settings), TINY, source, folder, world=world, quiet=True)
+
+
+def course(one: Trainer, until: int | None = None) -> Course:
+    """Train; return the losses, the weights and the figures of the held-out test (rank 0 has those)."""
+    losses, take = [], one.take_step
+
+    def record(inputs: Inputs, lr: float) -> Outcome:
+        outcome = take(inputs, lr)
+        losses.append(outcome.loss)
+        return outcome
+
+    one.take_step = record  # type: ignore[assignment]
+    one.train(until)
+    weights = whole(one.model.state_dict())
+    figures = one.exams.results[0].metrics if one.exams.results else {}
+    return losses, {name: value.clone() for name, value in weights.items()}, figures
+
+
+def train(settings: dict[str, Any], until: int | None = None, folder: Path | None = None) -> Course:
+    """Train from the start, and save in the end."""
+    one = trainer(folder, **settings)
+    result = course(one, until)
+    if folder is not None:
+        one.save()
+    return result
+
+
+def resume(settings: dict[str, Any], folder: Path, step: int) -> Course:
+    """Train from a checkpoint on."""
+    one = trainer(folder, **settings)
+    one.resume(checkpoint.load(folder / "checkpoints" / f"step_{step:08}"))
+    return course(one)
+
+
+def sit_exams() -> tuple[Tensor, Tensor]:
+    """Return the held-out features as an untrained model sees them."""
+    one = trainer()
+    test = one.source.held_out()[0]
+    embedded = embed(test, one.exams.images, one.exams.texts, batch_size=5, world=one.world)
+    return embedded.images, embedded.texts
+
+
+def average_statistics() -> tuple[list[float], int]:
+    """Give each rank means of its own, and a count; return what they are after the ranks have shared."""
+    norm = torch.nn.BatchNorm1d(2)
+    assert norm.running_mean is not None and norm.num_batches_tracked is not None
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0]) * dist.get_rank())
+    norm.num_batches_tracked.fill_(7)
+    distributed.start("cpu", 1.0).average_statistics(norm)
+    return norm.running_mean.tolist(), int(norm.num_batches_tracked)
+
+
+def nan_on(rank: int, step: int, settings: dict[str, Any]) -> tuple[Course, int]:
+    """Give one rank features that are no numbers, in one step; check that weights stay."""
+    one = trainer(**settings)
+    if one.scaler is not None:
+        one.scaler.factor = 2.0**8  # with which nothing else overflows
+    forward, take, stayed = one.encoders.forward, one.take_step, []
+
+    def encode(images: Tensor | None, texts: Tensor | None) -> Tensor:
+        features = forward(images, texts)
+        return features * float("nan") if one.step == step and dist.get_rank() == rank else features
+
+    def watch(inputs: Inputs, lr: float) -> Outcome:
+        before = one.model.visual.proj.detach().clone()
+        outcome = take(inputs, lr)
+        stayed.append(torch.equal(before, one.model.visual.proj))
+        return outcome
+
+    one.encoders.forward, one.take_step = encode, watch  # type: ignore[method-assign, assignment]
+    result = course(one)
+    assert [number for number, same in enumerate(stayed) if same] == [step]
+    return result, one.skipped_steps
+
+
+class Rotten(Blocks):
+    """Blocks of which one rank cannot read a single one."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rotten = dist.get_rank() == rank
+
+    def fetch(self, indices: Any, *, seed: int, epoch: int) -> Pairs:
+        pairs = super().fetch(indices, seed=seed, epoch=epoch)
+        return pairs.take(torch.arange(0)) if self.rotten else pairs
+
+
+def unreadable_on(rank: int) -> str:
+    """Return how a run ends in which one rank cannot read its data."""
+    try:
+        trainer(source=Rotten(rank), steps=4).train()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def abandoned_by(rank: int) -> str:
+    """Let a rank leave in the middle of a run; return how it ends for the others."""
+    one = trainer(steps=6)
+    take = one.take_step
+
+    def leave(inputs: Inputs, lr: float) -> Outcome:
+        if one.step == 3 and dist.get_rank() == rank:
+            os._exit(1)
+        return take(inputs, lr)
+
+    one.take_step = leave  # type: ignore[assignment]
+    try:
+        one.train()
+    except (distributed.RankError, CollectiveError) as error:
+        return str(error)
+    return "done"
+
+
+def signalled(rank: int, step: int, folder: Path) -> str:
+    """Let a signal arrive on one rank during a step; return how the run ends."""
+    one = trainer(folder, steps=6)
+    take = one.take_step
+
+    def note(inputs: Inputs, lr: float) -> Outcome:
+        if one.step == step and dist.get_rank() == rank:
+            one.stop.received = signal.SIGINT
+        return take(inputs, lr)
+
+    one.take_step = note  # type: ignore[assignment]
+    try:
+        one.train()
+    except Stopped as stopped:
+        return str(stopped)
+    return "done"
+
+
+def logged(folder: Path) -> tuple[list[int], bool]:
+    """Train with a folder; return the steps in the log, and whether this rank holds any results."""
+    one = trainer(folder, steps=3)
+    one.train()
+    dist.barrier()
+    steps = [line["step"] for line in read(folder / "metrics.jsonl") if "train/loss" in line]
+    return steps, bool(one.exams.results)
