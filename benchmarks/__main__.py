@@ -28,8 +28,9 @@ COMMANDS = {
     ),
     "training": (
         "benchmarks.training",
-        "a training step against open_clip's own trainer; on a GPU, pictures per second",
+        "a training step against one of open_clip's own trainer, on the CPU",
     ),
+    "throughput": ("benchmarks.throughput", "pictures per second of training steps on this machine's GPU"),
     "data": ("benchmarks.data", "training pairs read per second, beside a torch DataLoader with Pillow"),
     "embed": (
         "benchmarks.embed",

@@ -43,6 +43,9 @@ QUICK_SERIES = (Series("softmax", 512, _BF16, (32768, 65536)),)
 #: Pairs of small batches, where launches are what takes time.
 SMALL = (512, 1024, 2048, 4096)
 
+#: Seconds to spend on timing one of them.
+SMALL_SECONDS = 1.0
+
 MILLION = Case("softmax", 2**20, 512, _BF16, "cuda")
 
 #: Least share of the matmul floor, by (N, D): bfloat16, softmax, on an H100.
@@ -173,7 +176,7 @@ def small(clock: Clock) -> list[Row]:
                 steps[f"{name}, CUDA graph"] = lambda i, replay=replay: replay()  # type: ignore[misc]
             except Exception as error:
                 failures[f"{name}, CUDA graph"] = measure.describe(error)
-        timings = measure.in_turns(steps, "cuda", seconds=1.0)
+        timings = measure.in_turns(steps, "cuda", seconds=SMALL_SECONDS)
         failures |= {name: t.failure for name, t in timings.items() if t.failure is not None}
         plain = timings["torch"]
         done = [

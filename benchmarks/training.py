@@ -1,8 +1,7 @@
 """Time a step of `python -m fastclip.train` against one of open_clip's own trainer: same model, batch, precision, data.
 
-    python -m benchmarks training                                      on this machine's CPU, beside open_clip
+    python -m benchmarks training
     python -m benchmarks training --model ViT-B-32 --batch-size 16 --captions full
-    python -m benchmarks training --device cuda                        pictures per second of ViT-B-32, fastclip alone
 
 Both trainers start from the same weights, and both must have the same loss after three steps. Theirs is
 `open_clip_train.train.train_one_epoch` as it is, given its batch as its loader would: normalised pictures and token
@@ -21,7 +20,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -58,9 +57,6 @@ class Case:
 
 CASES = (Case("small", 128), Case("small", 128, "full"), Case("ViT-B-32", 16))
 QUICK = (Case("small", 32),)
-
-#: On a GPU: pairs in a batch, and in a micro-batch.
-GPU_BATCHES = ((4096, None), (32_768, 2048))
 
 
 @dataclass(frozen=True)
@@ -239,113 +235,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# fastclip alone, on a GPU.
-
-
-def gpu_rows(model: str = "ViT-B-32", *, steps: int = 5) -> Iterator[dict[str, Any]]:
-    """Yield rows of whole training steps on this machine's GPU: pictures per second, and the loss's share of them.
-
-    A batch that does not fit has a failure in place of numbers.
-    """
-    for batch, micro in GPU_BATCHES:
-        row: dict[str, Any] = {"model": model, "batch": batch, "micro_batch": micro, "precision": "amp_bf16"}
-        try:
-            torch.cuda.reset_peak_memory_stats()
-            yield {
-                **row,
-                **throughput(model, batch, micro, "cuda", steps),
-                "memory": torch.cuda.max_memory_allocated(),
-            }
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            yield {**row, "failure": measure.describe(error)}
-        torch.cuda.empty_cache()
-
-
-def throughput(model: str, batch: int, micro: int | None, device: str, steps: int) -> dict[str, Any]:
-    """Time the whole step of the training program, which reads the loss back, and the loss alone.
-
-    In amp_bf16, with the fused optimizer, pictures and captions already on the device.
-
-    Raises:
-        RuntimeError: a step failed; out of memory, as a rule.
-    """
-    from fastclip.data.shapes import ShapesSource
-    from fastclip.train.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-    from fastclip.train.loop import Trainer
-    from fastclip.train.step import Inputs
-
-    config = Config(
-        data=DataConfig(batch_size=batch, micro_batch_size=micro, workers=0),
-        model=ModelConfig(model=model, precision="amp_bf16"),
-        optim=OptimConfig(lr=LR, warmup=0),
-        run=RunConfig(device=device),
-    )
-    side = PRESETS[model].vision.image_size
-    source = ShapesSource(side, length=batch)
-    trainer = Trainer(config, PRESETS[model], source, quiet=True)
-    captions = source.fetch(range(min(batch, 256)), seed=0, epoch=0).captions
-    labels = torch.arange(batch, device=device)
-    inputs = Inputs(
-        torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device),
-        trainer.tokenizer(captions).to(device)[labels % len(captions)],
-        labels,
-    )
-    x, y = (
-        torch.randn(batch, trainer.model.config.embed_dim, device=device, requires_grad=True)
-        for _ in range(2)
-    )
-
-    def loss(i: int) -> None:
-        x.grad = y.grad = None
-        trainer.take_step._loss(x, y, labels).backward()
-
-    timings = measure.in_turns(
-        {"step": lambda i: trainer.take_step(inputs, LR), "loss": loss}, device, least=steps, most=steps
-    )
-    if broken := next((timing.failure for timing in timings.values() if timing.failure), None):
-        raise RuntimeError(broken)
-    return {
-        "step_seconds": timings["step"].median,
-        "pictures_per_second": batch / timings["step"].median,
-        "loss_share": timings["loss"].over(timings["step"]),
-    }
-
-
-def gpu_table(rows: list[dict[str, Any]]) -> str:
-    """Lay rows of `gpu_rows` out for a terminal or for Markdown."""
-    lines = [
-        "| model | batch | micro-batch | step | pictures/s | in the loss | memory |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        micro = "–" if row["micro_batch"] is None else f"{row['micro_batch']:,}"
-        start = f"| {row['model']} | {row['batch']:,} | {micro} | "
-        if "failure" in row:
-            lines.append(f"{start}{row['failure']} | | | |")
-            continue
-        lines.append(
-            f"{start}{duration(row['step_seconds'])} | {row['pictures_per_second']:,.0f} | "
-            f"{percent(row['loss_share'])} | {report.size(row['memory'])} |"
-        )
-    return "\n".join(lines)
-
-
-def on_gpu(output: Path = report.RESULTS) -> int:
-    """Measure on the GPU, print the table and write the numbers; return the exit status."""
-    if not torch.cuda.is_available():
-        say("no GPU is available to PyTorch")
-        return 1
-    made_by = report.environment()
-    rows = []
-    for row in gpu_rows():
-        say(f"measured a batch of {row['batch']:,}")
-        rows.append(row)
-    print(gpu_table(rows))
-    document = {"command": "python -m benchmarks training --device cuda", **made_by, "rows": rows}
-    say(f"written: {report.save(document, 'training-cuda', output)}")
-    return 0
-
-
 def main(arguments: list[str]) -> int:
     """Measure, print a table and write the numbers."""
     parser = argparse.ArgumentParser(
@@ -353,7 +242,6 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", help="small, or a preset; default: several cases")
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="with --model; default %(default)s"
@@ -370,8 +258,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder for results")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.device == "cuda":
-        return on_gpu(options.output)
     if options.case is not None:
         case, seconds, threads = json.loads(options.case)
         torch.set_num_threads(threads)

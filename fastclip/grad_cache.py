@@ -91,22 +91,32 @@ def cached_backward(
     with averaging.postponed():
         # 1. Features without a graph; remember the random state each micro-batch started from.
         features: list[Tensor] = []
+        trained: list[bool] = []
         states: list[list[RngState]] = []
         with torch.no_grad(), averaging.called_through():
             for encode, inputs in towers:
-                parts, starts = [], []
+                parts: list[Tensor] = []
+                starts, needs_grad = [], True
                 for chunk in _chunks(inputs, micro_batch_size):
                     starts.append(_get_rng())
-                    parts.append(encode(chunk))
+                    # One micro-batch with a graph tells whether the tower is frozen. (Wrapped modules prepare a
+                    # backward pass for every graph, and have to be asked in pass 3.)
+                    with torch.set_grad_enabled(not parts and module is None):
+                        out = encode(chunk)
+                    if module is None and not parts:
+                        needs_grad = out.requires_grad
+                    parts.append(out.detach())
+                    del out
                 features.append(torch.cat(parts))
+                trained.append(needs_grad)
                 states.append(starts)
         # Older PyTorch lets an ambient autocast reuse the weights just cast without a graph: pass 3 must cast
         # them anew.
         torch.clear_autocast_cache()
 
-        # 2. The loss over all features; they are leaves now.
-        for x in features:
-            x.requires_grad_()
+        # 2. The loss over all features; they are leaves now, and those of a frozen tower cost no gradient.
+        for x, needs_grad in zip(features, trained, strict=True):
+            x.requires_grad_(needs_grad)
         with averaging.noticing() as noticed:
             loss = differentiate(loss_fn(*features))
 

@@ -149,13 +149,19 @@ def test_a_frozen_tower_costs_no_second_pass_and_gets_no_gradient() -> None:
         model.image.requires_grad_(False)
     big.loss(big.image(a), big.text(b)).backward()
     calls: list[int] = []
+    differentiated: list[list[bool]] = []
 
     def image(x: Tensor) -> Tensor:
         calls.append(len(x))
         return small.image(x)
 
-    cached_backward(small.loss, (image, a), (small.text, b), micro_batch_size=6)
-    assert calls == [6, 6, 6, 5, 6]  # the fifth call finds no graph and is the last
+    def loss(*features: Tensor) -> Tensor:
+        differentiated.append([x.requires_grad for x in features])
+        return small.loss(*features)
+
+    cached_backward(loss, (image, a), (small.text, b), micro_batch_size=6)
+    assert calls == [6, 6, 6, 5]
+    assert differentiated == [[False, True]]  # nor does the loss make its gradient
     assert gradients(small).keys() == gradients(big).keys()
     for name, grad in gradients(big).items():
         torch.testing.assert_close(gradients(small)[name], grad, rtol=1e-11, atol=1e-14)
@@ -167,20 +173,28 @@ def test_only_one_micro_batch_is_alive() -> None:
     model = Pair()
     alive, peak = 0, 0
 
+    class Rows:
+        """Rows that a graph holds, for as long as it does."""
+
+        def __init__(self, count: int) -> None:
+            nonlocal alive, peak
+            self.count = count
+            alive += count
+            peak = max(peak, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.count
+
     class Counted(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
-            nonlocal alive, peak
             if x.requires_grad:
-                alive += len(x)
-                peak = max(peak, alive)
-            ctx.rows = len(x)
+                ctx.rows = Rows(len(x))
             return x.clone()
 
         @staticmethod
         def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
-            nonlocal alive
-            alive -= ctx.rows
             return grad
 
     hidden, head = model.image[:3], model.image[3]

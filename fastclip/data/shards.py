@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fastclip.data.cache import default_cache_dir, written_aside
 from fastclip.data.captions import Captions, Keys, from_json, from_text
@@ -27,6 +28,7 @@ from fastclip.data.source import DataError
 from fastclip.data.tarindex import ENTRY, index_tar, member_name
 
 _FORMAT = 1  # raise when an index is made otherwise
+_MOST_MAPS = 30_000  # of the 65,530 that Linux lets a process have; above, indices are read into memory
 _THREADS = 8  # that make indices: on a network disk this is waiting
 
 
@@ -44,7 +46,8 @@ class ShardRecords(Records):
         super().__init__(Path(shards[0]).name if len(shards) == 1 else f"{len(shards):,} shards")
         folder = Path(cache_dir or default_cache_dir()) / "shards"
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="fastclip-index") as pool:
-            indices = list(pool.map(lambda path: _index(path, folder), shards))
+            mapped = len(shards) <= _MOST_MAPS
+            indices = list(pool.map(lambda path: _index(path, folder, mapped), shards))
         self._keys, self._shards, self._entries = keys, [], []
         for path, (entries, skipped) in zip(shards, indices, strict=True):
             self.skipped |= skipped
@@ -148,15 +151,15 @@ def _braces(text: str) -> list[str]:
     return [text[: match.start()] + value + after for value in values for after in rest]
 
 
-def _index(path: str, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+def _index(path: str, folder: Path, mapped: bool) -> tuple[np.ndarray, dict[str, str]]:
     """Return a shard's samples and what is wrong with others: from the cache, or made and kept there."""
     try:
         about = os.stat(path)
         full = os.path.abspath(path)
         key = [_FORMAT, full, about.st_size, about.st_mtime_ns]
         stem = folder / hashlib.sha256(os.fsencode(full)).hexdigest()[:24]
-        entries_file, notes_file = stem.with_suffix(".npy"), stem.with_suffix(".json")
-        cached = _load(entries_file, notes_file, key)
+        entries_file, notes_file = stem.with_suffix(".bin"), stem.with_suffix(".json")
+        cached = _load(entries_file, notes_file, key, mapped)
         if cached is not None:
             return cached
         entries, skipped = index_tar(path)
@@ -165,12 +168,12 @@ def _index(path: str, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
     except OSError as error:
         return np.empty(0, ENTRY), {path: f"cannot be opened ({error.strerror})"}
     try:
-        with written_aside(entries_file) as aside, open(aside, "wb") as out:
-            np.save(out, entries)
+        with written_aside(entries_file) as aside:
+            entries.tofile(aside)
         notes = {"key": key, "samples": len(entries), "skipped": skipped}
         with written_aside(notes_file) as aside:
             aside.write_text(json.dumps(notes), encoding="utf-8")
-        return _load(entries_file, notes_file, key) or (entries, skipped)
+        return _load(entries_file, notes_file, key, mapped) or (entries, skipped)
     except OSError as error:
         warnings.warn(
             f"cannot keep the index of shards in {folder} ({error}): it is made anew by every process. "
@@ -180,17 +183,24 @@ def _index(path: str, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
         return entries, skipped
 
 
-def _load(entries_file: Path, notes_file: Path, key: list) -> tuple[np.ndarray, dict[str, str]] | None:
+def _load(
+    entries_file: Path, notes_file: Path, key: list, mapped: bool
+) -> tuple[np.ndarray, dict[str, str]] | None:
     try:
         notes = json.loads(notes_file.read_text(encoding="utf-8"))
         if notes["key"] != key:
             return None
         if not notes["samples"]:
             return np.empty(0, ENTRY), notes["skipped"]
-        entries = np.load(entries_file, mmap_mode="r")
-        whole = entries.dtype == ENTRY and len(entries) == notes["samples"]
-        return (entries, notes["skipped"]) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+        size = notes["samples"] * ENTRY.itemsize
+        if entries_file.stat().st_size != size:
+            return None
+        if not mapped:
+            return np.fromfile(entries_file, ENTRY), notes["skipped"]
+        # Mapped by torch, since a map of Python's keeps the file open, and ten thousand are too many for a process.
+        data = torch.from_file(str(entries_file), shared=False, size=size, dtype=torch.uint8)
+        return data.numpy().view(ENTRY), notes["skipped"]
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
 
 

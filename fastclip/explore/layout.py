@@ -36,10 +36,11 @@ def lay_out(gallery: Gallery, *, limit: int = 1000, seed: int = 0) -> Layout:
         places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:limit]]
     x = gallery.images[places]
     columns = max(1, round(len(places) ** 0.5))
-    with ThreadPoolExecutor(1) as pool:  # pictures are drawn by other processes in the meantime
+    with ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(gallery.draw, places.tolist(), TILE)
-        plane, ball = _plane(x), tsne(x, dims=3, steps=250)
-        sprite = sprite_sheet(drawn.result(), columns)
+        solid = pool.submit(tsne, x, dims=3, steps=200)
+        plane = _plane(x)
+        sprite, ball = sprite_sheet(drawn.result(), columns), solid.result()
     ball = ball - (ball.amax(0) + ball.amin(0)) / 2
     ball = ball / ball.norm(dim=1).max().clamp_min(1e-12)
     return Layout(places.tolist(), plane, ball, columns, sprite)
@@ -47,10 +48,10 @@ def lay_out(gallery: Gallery, *, limit: int = 1000, seed: int = 0) -> Layout:
 
 def _plane(x: Tensor) -> Tensor:
     """Return places (n, 2) at which squares of side 1 do not overlap."""
-    y = tsne(x)
+    y = tsne(x, steps=300)
     side = (len(x) / _FILLED) ** 0.5
     y = y - (y.amax(0) + y.amin(0)) / 2
-    y = spread(y / y.abs().max().clamp_min(1e-12) * side / 2, 1.02)
+    y = spread(y / y.abs().max().clamp_min(1e-12) * side / 2, 1.02, steps=120)
     return y - y.amin(0)
 
 

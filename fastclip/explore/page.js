@@ -72,12 +72,13 @@ const faded = (i) => wanted !== "" && !data.captions[i].toLowerCase().includes(w
 // The plane: drag to move, wheel to zoom.
 const view = { x: 0, y: 0, zoom: 1 };
 const extent = [0, 1].map((axis) => Math.max(...data.plane.map((point) => point[axis])) + 1);
-const unit = (width) => (width - 24) / extent[0];
+const tall = (width) => Math.min(920, 24 + (width - 24) / extent[0] * extent[1]);
+const unit = (width) => Math.min((width - 24) / extent[0], (tall(width) - 24) / extent[1]);
 const spot = (i, width) => {
-  const scale = unit(width) * view.zoom;
-  return [12 + data.plane[i][0] * scale + view.x, 12 + data.plane[i][1] * scale + view.y, scale * 0.96];
+  const scale = unit(width) * view.zoom, left = (width - unit(width) * extent[0]) / 2 * view.zoom;
+  return [left + data.plane[i][0] * scale + view.x, 12 * view.zoom + data.plane[i][1] * scale + view.y, scale * 0.96];
 };
-const map = board("map", (width) => Math.min(900, 24 + unit(width) * extent[1]), (ctx, width) => {
+const map = board("map", tall, (ctx, width) => {
   for (let i = 0; i < data.plane.length; i++) put(ctx, i, ...spot(i, width), faded(i));
 }, (x, y) => data.plane.findIndex((_, i) => {
   const [left, top, side] = spot(i, map.canvas.clientWidth);
@@ -92,8 +93,8 @@ map.canvas.addEventListener("wheel", (event) => {
   if (!event.ctrlKey && view.zoom === 1 && event.deltaY > 0) return;  // nothing to zoom out of: the page scrolls
   event.preventDefault();
   const factor = Math.max(1 / view.zoom, Math.min(12 / view.zoom, Math.exp(-event.deltaY * 0.0015)));
-  view.x = event.offsetX - 12 - (event.offsetX - 12 - view.x) * factor;
-  view.y = event.offsetY - 12 - (event.offsetY - 12 - view.y) * factor;
+  view.x = event.offsetX - (event.offsetX - view.x) * factor;
+  view.y = event.offsetY - (event.offsetY - view.y) * factor;
   view.zoom *= factor;
   if (view.zoom <= 1.001) Object.assign(view, { x: 0, y: 0, zoom: 1 });
   tell(-1); map.draw();

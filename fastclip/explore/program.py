@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,20 +73,22 @@ def run(options: Options) -> Path:
     gallery = open_gallery(options, model, Encoder(model, tokenizer))
     print(f"{gallery.name}: {len(gallery):,} pictures encoded, {int(gallery.unseen.sum()):,} of them unseen")
 
-    numbers = measure(gallery, TEMPLATES[options.templates], options.seed)
-    sums, strips, note = choose(gallery, options.seed)
-    findings = Findings(
-        title=f"The space of {folder.name or options.model}",
-        facts=facts(model, gallery),
-        figures=numbers,
-        headlines=headlines(numbers),
-        layout=lay_out(gallery, limit=options.limit, seed=options.seed),
-        strips=[*(scenes.strip(gallery, first, last) for first, last in user_ways), *strips],
-        ways_note=note,
-        sums=[*(scenes.evaluate_sum(gallery, terms) for terms in user_sums), *sums],
-        heatmap=scenes.heatmap(gallery, seed=options.seed),
-        command=f"python -m fastclip.explore {options.model}",
-    )
+    with one_thread(), ThreadPoolExecutor(1) as pool:
+        layout = pool.submit(lay_out, gallery, limit=options.limit, seed=options.seed)
+        numbers = measure(gallery, TEMPLATES[options.templates], options.seed)
+        sums, strips, note = choose(gallery, options.seed)
+        findings = Findings(
+            title=f"The space of {folder.name or options.model}",
+            facts=facts(model, gallery),
+            figures=numbers,
+            headlines=headlines(numbers),
+            layout=layout.result(),
+            strips=[*(scenes.strip(gallery, first, last) for first, last in user_ways), *strips],
+            ways_note=note,
+            sums=[*(scenes.evaluate_sum(gallery, terms) for terms in user_sums), *sums],
+            heatmap=scenes.heatmap(gallery, seed=options.seed),
+            command=f"python -m fastclip.explore {options.model}",
+        )
     page = render_page(gallery, findings, thumbnails(gallery, places_shown(findings)))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
@@ -96,6 +100,17 @@ def run(options: Options) -> Path:
     print("\n".join(lines(numbers)))
     print(f"{time.perf_counter() - started:.0f} s; page: {output}")
     return output
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch's operations run on one thread each: on small ones several wait for each other more than they help."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def plain(options: Options, gallery: Gallery, findings: Findings) -> dict[str, Any]:

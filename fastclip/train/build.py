@@ -15,8 +15,9 @@ from fastclip.data.features import FeatureSource
 from fastclip.models import CLIP, PRESETS, CLIPConfig, Tokenizer, WeightsError, load
 from fastclip.models.foreign import find_tokenizer
 from fastclip.train import precision
-from fastclip.train.config import Config, ConfigError, suggest
+from fastclip.train.config import Config, ConfigError
 from fastclip.train.features import FeatureModel
+from fastclip.train.settings import suggest
 
 SPLIT_SEED = 0  # what is held out does not depend on --seed: runs that differ in it remain comparable
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023

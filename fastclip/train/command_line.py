@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fastclip.train.config import Config, ConfigError, demo, suggest
+from fastclip.train.config import Config, ConfigError, demo
+from fastclip.train.settings import suggest
 
 #: Flags of open_clip's trainer that say what is always so here.
 ALWAYS = {
@@ -60,7 +61,7 @@ class CommandLine(Config):
     """Train a CLIP: an image and a text encoder that share one space.
 
     Without flags this is the demo: emoji art and its Unicode names, a few minutes on two CPU cores. Several devices:
-    torchrun --nproc-per-node N -m fastclip.train ...
+    torchrun --nproc-per-node N -m -- fastclip.train ...
     """
 
     config: str | None = None

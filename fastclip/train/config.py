@@ -5,13 +5,11 @@ Names are open_clip's where open_clip has one. fastclip/train/command_line.py fi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from fastclip.train.settings import ConfigError, fill
 
 #: What `--precision` can be: the canonical names and open_clip's others for the same.
 Precision = Literal[
@@ -19,17 +17,13 @@ Precision = Literal[
 ]
 
 
-class ConfigError(Exception):
-    """A setting that cannot work; the message names the flag, what came and the remedy."""
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """Which pairs, and how many at a time."""
 
     train_data: str | None = None
-    """Pairs: a folder of pictures with captions, `.tar` shards (`{00000..00099}.tar`), a `.csv`, `.tsv` or `.parquet`
-    file, a dataset saved to disk, precomputed embeddings, `emoji` or `shapes`. Without it: the demo."""
+    """Pairs: a folder of pictures with captions, `.tar` shards, a `.csv`, `.tsv` or `.parquet` file, a dataset on disk.
+    Also precomputed embeddings, `emoji` or `shapes`. Without it: the demo."""
     val_data: str | None = None
     """Pairs to test on, all of them; of any type. Default: `--val-share` of the training pairs."""
     dataset_type: Literal[
@@ -62,11 +56,11 @@ class DataConfig:
     batch_size: int = 64
     """Pairs per device and step; all devices' pairs are contrasted with each other."""
     accum_freq: int = 1
-    """Times `--batch-size` pairs that a device contributes to a step, encoded `--batch-size` at a time. Not a sum of
-    small losses: every pair is contrasted with all pairs of the step, and the gradient is exact."""
+    """Times `--batch-size` pairs that a device brings to a step, encoded `--batch-size` at a time.
+    No sum of small losses: every pair is contrasted with all pairs of the step, and the gradient is exact."""
     micro_batch_size: int | None = None
-    """Pairs encoded at a time; smaller saves memory at the price of a second forward pass. The gradient stays
-    that of the whole batch. Default: the whole batch at once (with `--accum-freq`: `--batch-size`)."""
+    """Pairs encoded at a time; fewer save memory at the price of a second forward pass.
+    The gradient stays that of the whole batch. Default: all at once (with `--accum-freq`: `--batch-size`)."""
     workers: int = 4
     """Threads per device that prepare batches ahead of time (0: none)."""
     shuffle_captions: bool = False
@@ -92,11 +86,11 @@ class ModelConfig:
     model: str = "ViT-B-32"
     """Name of a model preset."""
     pretrained: str | None = None
-    """Weights to start from: a run or checkpoint of this program, OpenAI's or open_clip's file, a Hugging Face folder.
-    The model is then the file's, and `--model` may be left out."""
+    """Weights to start from: a run of this program, OpenAI's or open_clip's file, a Hugging Face folder.
+    A folder says what its model is; of a file `--model` has to."""
     precision: Precision = "auto"
-    """fp32; amp_bf16, bfloat16 autocast; amp_fp16 (or amp), float16 autocast with loss scaling; pure_bf16, weights and
-    Adam's state too. auto: amp_bf16 on a GPU, fp32 on a CPU."""
+    """auto: amp_bf16 on a GPU, fp32 on a CPU.
+    amp_bf16: bfloat16 autocast. amp_fp16, amp: float16 autocast with loss scaling. pure_bf16: weights and state too."""
     lock_image: bool = False
     """Leave the image tower as it is, and train the text tower to it (LiT, with `--pretrained`)."""
     lock_text: bool = False
@@ -256,6 +250,16 @@ class Config:
         }.items():
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{flag} must lie in [0, 1), got {value:g}")
+        for flag, value in {
+            "--val-share": self.data.val_share,
+            "--max-bad-share": self.data.max_bad_share,
+            "--aug-scale": self.data.aug_scale,
+            "--aug-flip": self.data.aug_flip,
+            "--aug-color-jitter": self.data.aug_color_jitter,
+            "--aug-grayscale": self.data.aug_grayscale,
+        }.items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{flag} must lie in [0, 1], got {value:g}")
         if self.optim.lr_scheduler == "const-cooldown" and self.optim.epochs_cooldown is None:
             raise ConfigError("--lr-scheduler const-cooldown needs --epochs-cooldown, the epochs it takes")
         if self.optim.layer_decay is not None and self.optim.layer_decay > 1:
@@ -284,29 +288,7 @@ class Config:
             ConfigError: an unknown section or key (the nearest known one is named), or a value of the wrong type.
         """
         base = cls() if base is None else base
-        if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"{source} must be settings by section ({', '.join(_sections())}), got {values!r}"
-            )
-        parts = {}
-        for section, settings in values.items():
-            if section not in _sections():
-                nearest = suggest(section, _sections()) + _home(section)
-                raise ConfigError(f"unknown section {section!r} in {source}; {nearest}")
-            if not isinstance(settings, Mapping):
-                raise ConfigError(f"section {section} of {source} must be settings by name, got {settings!r}")
-            hints = get_type_hints(_sections()[section])
-            for key in settings:
-                if key not in hints:
-                    raise ConfigError(
-                        f"unknown key {section}.{key} in {source}; {suggest(key, hints)}{_home(key)}"
-                    )
-            read = {
-                key: _read(value, hints[key], f"{section}.{key} in {source}")
-                for key, value in settings.items()
-            }
-            parts[section] = dataclasses.replace(getattr(base, section), **read)
-        return dataclasses.replace(base, **parts)
+        return dataclasses.replace(base, **fill(base, values, source))
 
 
 def demo() -> Config:
@@ -317,48 +299,3 @@ def demo() -> Config:
         optim=OptimConfig(epochs=32, lr=2e-3, wd=0.1, grad_clip_norm=1.0),
         run=RunConfig(log_every_n_steps=10, save_frequency=8, val_frequency=8, control_steps=96),
     )
-
-
-def suggest(word: object, known: Iterable[str], prefix: str = "") -> str:
-    """Return "did you mean …?" with the known word that is nearest."""
-    nearest = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.0)[0]
-    return f"did you mean {prefix}{nearest}?"
-
-
-def _sections() -> dict[str, type[Any]]:
-    return get_type_hints(Config)
-
-
-def _home(key: object) -> str:
-    """Say where a key belongs that stands in the wrong section."""
-    homes = [section for section, concern in _sections().items() if key in get_type_hints(concern)]
-    return f" ({key} belongs into section {homes[0]})" if homes else ""
-
-
-def _read(value: Any, hint: Any, name: str) -> Any:
-    """Return a value read from a file as the type it must have. (YAML takes 1e-3 for a text.)"""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for option in options:
-        if option is NoneType and value is None:
-            return None
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if option is float and not isinstance(value, bool):
-            with contextlib.suppress(TypeError, ValueError):
-                return float(value)
-        if option in (bool, int, str) and type(value) is option:
-            return value
-    wanted = " or ".join(
-        f"one of {', '.join(get_args(option))}" if get_origin(option) is Literal else _WORDS[option]
-        for option in options
-    )
-    raise ConfigError(f"{name} must be {wanted}, got {value!r}")
-
-
-_WORDS = {
-    float: "a number",
-    int: "a whole number",
-    bool: "true or false",
-    str: "a text",
-    NoneType: "nothing",
-}

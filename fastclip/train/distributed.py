@@ -11,6 +11,7 @@ same order as one that was not disturbed. Under `--fsdp` FSDP2 shards weights, g
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 _PIECE = 64 << 20  # bytes of gradients that travel together
+_PIECES_UNDER_WAY = 3
 
 T = TypeVar("T")
 
@@ -112,16 +114,21 @@ class World:
             self._average([buffer for buffer in model.buffers() if buffer.is_floating_point()])
 
     def _average(self, tensors: Iterable[Tensor]) -> None:
-        works = []
+        under_way: deque[tuple[Any, Tensor, list[Tensor]]] = deque()
         for piece in _pieces(tensors):
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in piece])
-            works.append((dist.all_reduce(flat, async_op=True), flat, piece))
-        for work, flat, piece in works:
-            with self._named("average of gradients"):
-                work.wait()
-            flat /= self.size
-            parts = flat.split([tensor.numel() for tensor in piece])
-            torch._foreach_copy_(piece, [part.view_as(own) for part, own in zip(parts, piece, strict=True)])
+            under_way.append((dist.all_reduce(flat, async_op=True), flat, piece))
+            if len(under_way) == _PIECES_UNDER_WAY:
+                self._put_back(*under_way.popleft())
+        while under_way:
+            self._put_back(*under_way.popleft())
+
+    def _put_back(self, work: Any, flat: Tensor, piece: list[Tensor]) -> None:
+        with self._named("average of gradients"):
+            work.wait()
+        flat /= self.size
+        parts = flat.split([tensor.numel() for tensor in piece])
+        torch._foreach_copy_(piece, [part.view_as(own) for part, own in zip(parts, piece, strict=True)])
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:

@@ -27,6 +27,7 @@ MAX_BAD_SHARE = 0.1  # of the pairs that were tried
 _ATTEMPTS = 64  # spares tried for one place; at a bad share of one half, all fail once in 10¹⁹ places
 _ENOUGH = 1000  # pairs tried before their share of bad ones is judged
 _SPARES = 1_000_000  # the stream of random numbers that spares come from, apart from those of augmentation
+_AHEAD = 2  # batches in preparation while one is trained on
 _LEAST = 32  # pairs that are worth a thread's while
 
 
@@ -105,7 +106,7 @@ def batches(
         """Cut this rank's share of a batch into (epoch, position, indices) for the threads."""
         each = len(indices) // world_size  # less than batch_size where the source has no full batch
         mine = indices[rank * each : (rank + 1) * each]
-        size = max(_LEAST, -(-each // max(1, workers)))
+        size = each if workers < 2 else max(_LEAST, -(-each // (4 * workers)))
         places = range(0, each, size)
         return [(at.epoch, at.position + rank * each + i, mine[i : i + size]) for i in places]
 
@@ -114,19 +115,27 @@ def batches(
             at, following, indices = next(steps)
             yield Batch(Pairs.join([filler.fill(*part) for part in parts(at, indices)]), at, following)
         return
-    ahead: deque[tuple[Cursor, Cursor, list[Future[Pairs]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fastclip-feed")
+
+    def prepare(at: Cursor, indices: Tensor) -> Future[Pairs]:
+        made = [pool.submit(filler.fill, *part) for part in parts(at, indices)]
+        # A pool takes up its work in order: whoever joins the parts waits for some that others are at, or done with.
+        return made[0] if len(made) == 1 else pool.submit(_join, made)
+
+    ahead: deque[tuple[Cursor, Cursor, Future[Pairs]]] = deque()
     try:
         for number in range(count):
-            while len(ahead) < 2 and number + len(ahead) < count:
+            while len(ahead) <= _AHEAD and number + len(ahead) < count:
                 at, following, indices = next(steps)
-                ahead.append(
-                    (at, following, [pool.submit(filler.fill, *part) for part in parts(at, indices)])
-                )
-            at, following, made = ahead.popleft()
-            yield Batch(Pairs.join([part.result() for part in made]), at, following)
+                ahead.append((at, following, prepare(at, indices)))
+            at, following, pairs_ahead = ahead.popleft()
+            yield Batch(pairs_ahead.result(), at, following)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _join(parts: list[Future[Pairs]]) -> Pairs:
+    return Pairs.join([part.result() for part in parts])
 
 
 @dataclass

@@ -30,12 +30,8 @@ from fastclip.train.step import Inputs, Outcome, Step
 logger = logging.getLogger("fastclip.train")
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says at which step, why, and what to change."""
-
-
-class Diverged(TrainingError):
-    """Loss or gradient were not finite in too many steps in a row."""
+class Diverged(RuntimeError):
+    """Loss or gradient were not finite in too many steps in a row; the message says where, and what to change."""
 
 
 class Trainer:
@@ -47,7 +43,7 @@ class Trainer:
     Args:
         config: the run.
         model_config: the model.
-        source: the pairs, and the held-out tests of `evaluate`; the same on every rank.
+        source: the pairs, and the held-out tests; the same on every rank.
         folder: where metrics and checkpoints go; None keeps the run in memory.
         world: the ranks that train together.
         stop: what signals ask for.

@@ -89,8 +89,11 @@ Found = tuple[Any, str, str]
 
 
 @contextmanager
-def compiling(capability: str, only: tuple[str, ...], found: dict[str, Found]) -> Iterator[None]:
-    """Compile instead of launching, and put into `found`; of all kernels, or only those of these names."""
+def compiling(capability: str, only: tuple[str, ...], small: bool, found: dict[str, Found]) -> Iterator[None]:
+    """Compile instead of launching, and put into `found`; of all kernels, or only those of these names.
+
+    Unless `small`, problems are planned as if they were large.
+    """
     run = JITFunction.run
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -107,23 +110,22 @@ def compiling(capability: str, only: tuple[str, ...], found: dict[str, Found]) -
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.object(triton.knobs.nvidia, "dump_ptxas_log", True),
         mock.patch.object(planning, "_device", lambda index: device),
-        mock.patch.object(planning, "STRIP_ENTRIES", 0),
-        mock.patch.object(planning, "EXACT_ENTRIES", 0),
+        mock.patch.object(planning, "STRIP_ENTRIES", planning.STRIP_ENTRIES if small else 0),
+        mock.patch.object(planning, "EXACT_ENTRIES", planning.EXACT_ENTRIES if small else 0),
     ):
         yield
 
 
-def step(objective: str, variant: str, width: int) -> None:
-    """Run a loss's forward and backward pass through the launchers, on a problem of a few tiles."""
+def step(objective: str, variant: str, width: int, small: bool) -> None:
+    """Run a loss's forward and backward pass through the launchers, on a few tiles; `small` ones have labels."""
     backend = get_backend("triton")
     dtype, normalize = VARIANTS[variant]
-    m, n, columns = 600, 1100, objective == "softmax"
+    m, n, columns, many = 600, 1100, objective == "softmax", objective == "multi_sigmoid"
     x, y = (torch.zeros(rows, width, dtype=dtype) for rows in (m, n))
     bias = None if columns else torch.tensor(-10.0)
-    labels = (torch.zeros(m, dtype=torch.int64), torch.zeros(n, dtype=torch.int64))
-    many = objective == "multi_sigmoid"
+    labels = (torch.zeros(m, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)) if small or many else None
     problem = blockwise.pose(
-        *(backend, x, y, torch.tensor(10.0), bias, labels if many else None, Objective(objective), normalize),
+        *(backend, x, y, torch.tensor(10.0), bias, labels, Objective(objective), normalize),
         None if many else 5,
     )
     statistics = blockwise.statistics(backend, problem, dtype, columns=columns, keep=0)
@@ -138,14 +140,15 @@ def measure(
     objectives: Sequence[str],
     width: int,
     only: tuple[str, ...] = (),
+    small: bool = False,
 ) -> list[Compiled]:
     """Compile what losses launch; return every kernel once, under the first that launches it."""
     found: dict[str, Found] = {}
     kernels = []
-    with compiling(capability, only, found):
+    with compiling(capability, only, small, found):
         for variant, objective in product(variants, objectives):
             before = len(found)
-            step(objective, variant, width)
+            step(objective, variant, width, small)
             kernels += [_read(*kernel, variant, objective) for kernel in list(found.values())[before:]]
     return kernels
 
@@ -183,10 +186,13 @@ def main(arguments: list[str]) -> int:
     add("--objectives", choices=[o.value for o in Objective], nargs="+", default=("softmax", "sigmoid"))
     add("--width", type=int, default=512)
     add("--only", nargs="+", default=(), metavar="KERNEL")
+    add("--small", action="store_true", help="what small problems with labels launch")
     add("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
     only = tuple(options.only)
-    kernels = measure(options.capability, options.variants, options.objectives, options.width, only)
+    kernels = measure(
+        *(options.capability, options.variants, options.objectives, options.width), only, options.small
+    )
     if options.json:
         print(json.dumps([asdict(kernel) for kernel in kernels]))
         return 0

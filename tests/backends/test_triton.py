@@ -30,6 +30,7 @@ if not triton.knobs.runtime.interpret:
 
 import triton.language as tl  # noqa: E402
 
+from fastclip.backends import triton as backend  # noqa: E402
 from fastclip.backends.triton import forward, tiles  # noqa: E402
 from fastclip.backends.triton import plan as planning  # noqa: E402
 from fastclip.backends.triton.pack import PackedHalves, pack  # noqa: E402
@@ -84,6 +85,13 @@ def test_main_kernels_of_every_kind(options: dict, dtype: torch.dtype) -> None:
         assert_accepted(case("ragged rows and columns", **options), dtype)
 
 
+@pytest.mark.parametrize("block", [(16, 64), pytest.param((16, 16), marks=pytest.mark.slow)])
+def test_tiles_of_other_proportions(block: tuple[int, int]) -> None:
+    with plans(block):
+        assert_accepted(case("diagonal off the tiles"), F16)
+
+
+@pytest.mark.slow
 def test_column_sums_where_products_are_no_fragments() -> None:
     with plans(fragments=False):
         assert_accepted(case("diagonal off the tiles"), F16)
@@ -440,17 +448,13 @@ def test_strips_keep_all_processors_busy(h100: None, n: int) -> None:
 
 
 def test_gpus_without_tiles_of_their_own_take_the_nearest() -> None:
-    for_a100 = planning.tile_for((8, 0), "statistics", "half", 512)
-    assert planning.tile_for((8, 0), "statistics", "float32", 1024) == for_a100
-    assert planning.tile_for((8, 9), "statistics", "half", 512) == planning.tile_for(
-        (8, 6), "statistics", "half", 512
-    )
-    assert planning.tile_for((10, 0), "statistics", "half", 512) == planning.tile_for(
-        (9, 0), "statistics", "half", 512
-    )
-    assert planning.tile_for((12, 0), "statistics", "half", 512) == planning.tile_for(
-        (8, 6), "statistics", "half", 512
-    )
+    def tile(capability: tuple[int, int], variant: str = "half", width: int = 512) -> planning.Tile:
+        return planning.tile_for(capability, "statistics", variant, width)
+
+    assert tile((8, 0), "float32", 1024) == tile((8, 0))
+    assert tile((8, 9)) == tile((8, 6))
+    assert tile((10, 3)) == tile((10, 0)) != tile((9, 0))
+    assert tile((12, 0)) == tile((8, 6))  # no more shared memory than that
 
 
 # Where it can run.
@@ -472,4 +476,9 @@ def test_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert "7.5" in TRITON.unavailable_reason()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert TRITON.unavailable_reason() is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    monkeypatch.setattr(backend, "version", lambda name: "3.6.0")
+    assert "3.6 does not compile it for compute capability 10.0" in TRITON.unavailable_reason()
+    monkeypatch.setattr(backend, "version", lambda name: "3.10.1")
     assert TRITON.unavailable_reason() is None

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,27 @@ pytestmark = pytest.mark.skipif(
 )
 
 #: Bytes of shared memory that a program may have.
-SHARED_LIMIT = {"8.0": 163 * 1024, "9.0": 227 * 1024}
+SHARED_LIMIT = {"8.0": 163 * 1024, "8.6": 99 * 1024, "9.0": 227 * 1024, "10.0": 227 * 1024, "12.0": 99 * 1024}
 
 #: Where large problems spend their time.
 MAIN = ("strip_statistics", "sweep_coefficients")
 
-#: Those with tiles of any kind, and of one number a thread for every accumulator.
+#: Those that take every case.
 GENERAL = ("tile_statistics", "tile_coefficients")
+
+#: Over rows and columns.
+VECTORS = (
+    "pack_rows",
+    "prepare",
+    "check_sums",
+    "merge",
+    "positives",
+    "values",
+    "bound",
+    "weigh",
+    "total",
+    "finish_rows",
+)
 
 #: Bytes: what a version of the compiler may leave of two registers, once a tile.
 LITTLE = 16
@@ -84,25 +99,45 @@ def test_main_kernels_for_hopper(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", SHARED_LIMIT)
-def test_everything_compiles(tmp_path: Path, capability: str) -> None:
-    kernels = compiled(tmp_path, capability)
-    for objective in ("softmax", "sigmoid"):
-        for variant in ("half", "factors", "float32"):
-            names = {k["name"] for k in kernels if (k["objective"], k["variant"]) == (objective, variant)}
-            assert {*MAIN, "edge_statistics", "tile_coefficients"} <= names
-    assert {
-        "merge",
-        "check_sums",
-        "positives",
-        "values",
-        "bound",
-        "weigh",
-        "total",
-        "pack_rows",
-        "finish_rows",
-    } <= {kernel["name"] for kernel in kernels}
+@pytest.mark.parametrize("capability", ["10.0", "12.0"])
+def test_newer_gpus(tmp_path: Path, capability: str) -> None:
+    kernels = compiled(
+        tmp_path, capability, "--variants", "half", "--only", *MAIN, *GENERAL, "edge_statistics"
+    )
+    assert {*MAIN, *GENERAL, "edge_statistics"} == {kernel["name"] for kernel in kernels}
     assert flaws(kernels, capability) == []
+    assert all(kernel["tma_loads"] for kernel in kernels if kernel["name"] in MAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "variants"), [("8.0", ("half", "float32")), ("9.0", ("half", "factors", "float32"))]
+)
+def test_everything_compiles(tmp_path: Path, capability: str, variants: tuple[str, ...]) -> None:
+    kernels = compiled(tmp_path, capability, "--variants", *variants)
+    for objective, variant in product(("softmax", "sigmoid"), variants):
+        names = {k["name"] for k in kernels if (k["objective"], k["variant"]) == (objective, variant)}
+        assert {*MAIN, "edge_statistics", "tile_coefficients"} <= names
+    assert {*VECTORS, *GENERAL} <= {kernel["name"] for kernel in kernels}
+    assert flaws(kernels, capability) == []
+
+
+@pytest.mark.slow
+def test_what_small_problems_launch(tmp_path: Path) -> None:
+    kernels = compiled(
+        tmp_path,
+        "9.0",
+        "--small",
+        "--variants",
+        "factors",
+        "float32",
+        "--objectives",
+        "softmax",
+        "multi_sigmoid",
+    )
+    assert {*GENERAL, "weigh", "merge"} <= {k["name"] for k in kernels if k["objective"] == "multi_sigmoid"}
+    assert not {*MAIN, "bound"} & {kernel["name"] for kernel in kernels}  # float32 coefficients need no bound
+    assert flaws(kernels, "9.0") == []
 
 
 def test_flaws_are_found() -> None:

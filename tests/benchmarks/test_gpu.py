@@ -11,8 +11,9 @@ import torch
 
 import fastclip
 from benchmarks import __main__ as program
-from benchmarks import accuracy, gpu, gpu_checks, oracle
-from benchmarks.cases import Case
+from benchmarks import accuracy, gpu, gpu_checks, loss, measure, oracle
+from benchmarks.cases import Case, Inputs, Series
+from benchmarks.contenders import Contender, Loss, step
 from benchmarks.oracle import QUESTIONS, Finding, Question, solved
 from benchmarks.report import Row
 from tests.places import COMPILED_BACKENDS
@@ -164,3 +165,75 @@ def test_the_quick_run_asks_for_every_kind_at_the_largest_size_too() -> None:
 
 def test_every_regime_of_the_quick_run_exists() -> None:
     assert set(gpu.QUICK_REGIMES) <= {name for _, name in accuracy.CASES}
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what a GPU would on the CPU: another backend, other clocks, and steps where graphs would be replayed."""
+
+    def on_cpu(objective: str, n: int, d: int, dtype: torch.dtype, device: str) -> Case:
+        return Case(objective, n, 16, dtype, "cpu")
+
+    def stepping(loss: Loss, inputs: Inputs) -> object:
+        return lambda: step(loss, inputs)
+
+    monkeypatch.setattr(gpu, "Case", on_cpu)
+    monkeypatch.setattr(gpu, "OURS", f"fastclip {BACKEND}")
+    monkeypatch.setattr(gpu, "SMALL", (24, 40))
+    monkeypatch.setattr(gpu, "SMALL_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_checks, "captured", stepping)
+    monkeypatch.setattr(measure, "_cuda_seconds", measure._cpu_seconds)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_small_batches_beside_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = gpu.small(gpu.Clock.of(5))
+    names = (gpu.OURS, f"{gpu.OURS}, CUDA graph", "torch", "torch, CUDA graph")
+    assert {(row.contender, row.case.n) for row in rows} == {(name, n) for name in names for n in (24, 40)}
+    assert all(row.seconds and row.speedup and row.failure is None for row in rows)
+
+    def failing(loss: object, inputs: object) -> object:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_checks, "captured", failing)
+    failed = {row.contender for row in gpu.small(gpu.Clock.of(5)) if row.failure is not None}
+    assert failed == {f"{gpu.OURS}, CUDA graph", "torch, CUDA graph"}
+    assert gpu.small(gpu.Clock.of(0.1)) == []
+
+
+@pytest.mark.usefixtures("pretended")
+def test_series_beside_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measured(series: Series, device: str, who: list[Contender], **options: float) -> list[Row]:
+        asked.append((series, [c.name for c in who]))
+        return [Row(case, gpu.OURS, 1.0) for case in series.cases(device)]
+
+    monkeypatch.setattr(loss, "measure_series", measured)
+    rows = list(gpu.timed(gpu.SERIES, gpu.Clock.of(5)))
+    assert len(rows) == sum(len(series.sizes) for series in gpu.SERIES)
+    assert asked[0][1] == [gpu.OURS, *gpu.BESIDE]
+    assert list(gpu.timed(gpu.SERIES, gpu.Clock.of(1))) == []
+
+
+@pytest.mark.usefixtures("pretended")
+def test_replays_are_compared_with_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("softmax", 24, 16)
+
+    def captured(loss: Loss, inputs: Inputs) -> object:
+        def replay() -> torch.Tensor:
+            inputs.clear_gradients()
+            value = loss(*inputs)
+            value.backward()
+            return value.detach()
+
+        return replay
+
+    monkeypatch.setattr(gpu_checks, "captured", captured)
+    assert all(f.passed for f in gpu_checks.replayed(case, gpu.OURS))
+    assert all(f.passed for f in gpu_checks.repeatable(case, gpu.OURS))
+    # A graph that has not seen the new inputs.
+    old = gpu_checks.contender(gpu.OURS).loss(case)(*case.inputs())
+    monkeypatch.setattr(gpu_checks, "captured", lambda loss, inputs: lambda: (step(loss, inputs), old)[1])
+    broken = [f.name for f in gpu_checks.replayed(case, gpu.OURS) if not f.passed]
+    assert broken == ["CUDA graph, loss"]

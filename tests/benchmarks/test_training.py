@@ -1,18 +1,18 @@
-"""The benchmark of training steps: both trainers train the same, and its GPU part runs (here on a CPU)."""
+"""The benchmarks of training steps: both trainers train the same, and what is for GPUs runs (here on a CPU)."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import training
-from benchmarks.training import Case, gpu_table, table, throughput
+from benchmarks import throughput, training
+from benchmarks.training import Case
 
 
 def test_the_part_for_gpus_runs_a_whole_step() -> None:
-    row = throughput("demo", 8, 4, "cpu", steps=1)
+    row = throughput.throughput("demo", 8, 4, "cpu", steps=1)
     assert row["pictures_per_second"] == pytest.approx(8 / row["step_seconds"])
     assert 0 < row["loss_share"] < 1
-    shown = gpu_table([{"model": "demo", "batch": 8, "micro_batch": 4, "memory": 2**30, **row},
+    shown = throughput.table([{"model": "demo", "batch": 8, "micro_batch": 4, "memory": 2**30, **row},
                        {"model": "demo", "batch": 9, "micro_batch": None, "failure": "out of memory"}])  # fmt: skip
     assert "1.00 GiB" in shown and "| 9 | – | out of memory" in shown
 
@@ -25,7 +25,7 @@ def test_a_failure_has_a_row() -> None:
         "precision": "fp32",
         "failure": "not the same training",
     }
-    assert "| small | 4 | full | fp32 | not the same training |" in table([row])
+    assert "| small | 4 | full | fp32 | not the same training |" in training.table([row])
 
 
 @pytest.mark.slow

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -133,12 +133,29 @@ def test_an_index_is_made_anew_when_its_shard_changes(
 
     assert [shard(3), shard(5)] == [3, 5]
     monkeypatch.setattr("fastclip.data.shards.index_tar", None)  # from here on, only the cache
-    records = ShardRecords([str(tmp_path / "a.tar")], cache_dir=tmp_path / "cache")
-    assert isinstance(records._entries[0], np.memmap)
-    monkeypatch.undo()
-    for damaged in (tmp_path / "cache").rglob("*.npy"):
-        damaged.write_bytes(damaged.read_bytes()[:-20])
     assert len(ShardRecords([str(tmp_path / "a.tar")], cache_dir=tmp_path / "cache")) == 5
+    monkeypatch.undo()
+    for damaged in (tmp_path / "cache").rglob("*.bin"):
+        damaged.write_bytes(damaged.read_bytes()[:-36])
+    assert len(ShardRecords([str(tmp_path / "a.tar")], cache_dir=tmp_path / "cache")) == 5
+
+
+def test_many_shards_hold_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "000.tar", "w") as tar:
+        add(tar, "a.jpg", jpeg(1))
+        add(tar, "a.txt", b"text")
+    for number in range(1, 60):
+        os.link(tmp_path / "000.tar", tmp_path / f"{number:03}.tar")
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for _ in range(2):  # once made, once from the cache
+        records = ShardRecords(expand(f"{tmp_path}/{{000..059}}.tar"), cache_dir=tmp_path)
+        assert records.captions(59).texts == ("text",) and len(records) == 60
+    if before:
+        assert len(os.listdir("/proc/self/fd")) < before + 10
+    monkeypatch.setattr("fastclip.data.shards._MOST_MAPS", 59)
+    assert ShardRecords(expand(f"{tmp_path}/{{000..059}}.tar"), cache_dir=tmp_path).captions(59).texts == (
+        "text",
+    )
 
 
 def test_without_a_cache_the_index_is_made_every_time(tmp_path: Path) -> None:

@@ -73,6 +73,27 @@ def sit_exams() -> tuple[Tensor, Tensor]:
     return embedded.images, embedded.texts
 
 
+def average_gradients(piece: int) -> list[list[float]]:
+    """Give each rank gradients of its own, of two dtypes, some missing; return what they are after the ranks shared."""
+    world, rank = distributed.start("cpu", 1.0), dist.get_rank()
+    distributed._PIECE = piece
+    sizes = [
+        (3, torch.float32),
+        (2, torch.float32),
+        (4, torch.float64),
+        (1, torch.float32),
+        (0, torch.float32),
+    ]
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
+    for number, parameter in enumerate(parameters):
+        if number != rank:
+            parameter.grad = torch.full_like(parameter, 10.0 * number + rank)
+    frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+    world.average_gradients([*parameters, frozen])
+    assert frozen.grad is None
+    return [parameter.grad.tolist() for parameter in parameters]  # type: ignore[union-attr]
+
+
 def average_statistics() -> tuple[list[float], int]:
     """Give each rank means of its own, and a count; return what they are after the ranks have shared."""
     norm = torch.nn.BatchNorm1d(2)

@@ -83,6 +83,7 @@ def test_an_unknown_flag_names_the_nearest(flag: str, nearest: str) -> None:
         (["--beta2", "1"], r"--beta2 must lie in \[0, 1\), got 1"),
         (["--grad-clip-norm", "0"], "--grad-clip-norm must be a positive number"),
         (["--keep-checkpoints", "1"], "--keep-checkpoints must be at least 2"),
+        (["--max-bad-share", "2"], r"--max-bad-share must lie in \[0, 1\], got 2"),
         (["--accum-freq", "0"], "--accum-freq must be at least 1"),
         (["--ema", "1"], r"--ema must lie in \[0, 1\)"),
         (["--layer-decay", "1.5"], "--layer-decay must be at most 1"),

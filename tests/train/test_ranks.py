@@ -99,6 +99,14 @@ def test_exams_are_shared_out(ranks: Pool) -> None:
     assert (images[0] - images[1]).norm() > 1e-4  # so that a wrong order shows
 
 
+@pytest.mark.parametrize("piece", [1, 16, 1 << 20])
+def test_gradients_are_averaged_whatever_the_pieces(ranks: Pool, piece: int) -> None:
+    """Parameter k has 10 k + r on rank r, and nothing where k = r."""
+    numbers = [sum(10 * k + r for r in range(3) if r != k) / 3 for k in range(5)]
+    expected = [pytest.approx([number] * size) for number, size in zip(numbers, (3, 2, 4, 1, 0), strict=True)]
+    assert ranks.run(ranked.average_gradients, 3, piece) == [expected] * 3
+
+
 def test_statistics_of_batch_norms_are_averaged(ranks: Pool) -> None:
     assert ranks.run(ranked.average_statistics, 3) == [([1.0, 2.0], 7)] * 3
 

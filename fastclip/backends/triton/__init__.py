@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from fastclip.backends.base import Backend, Block, Packed, Problem
 from fastclip.objectives import Coefficients, Sums
+
+#: The oldest Triton known to compile the kernels for compute capability 10; 3.6 does not.
+FOR_BLACKWELL = (3, 9)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,6 +39,10 @@ class TritonBackend(Backend):
         major, minor = torch.cuda.get_device_capability()
         if major < 8:
             return f"it needs compute capability 8.0 (Ampere) or newer, this GPU has {major}.{minor}"
+        installed = _installed()
+        if major == 10 and installed < FOR_BLACKWELL:
+            found, needed = (".".join(map(str, each)) for each in (installed, FOR_BLACKWELL))
+            return f"Triton {found} does not compile it for compute capability {major}.{minor}, {needed} does"
         return None
 
     def unsupported_reason(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -115,6 +123,14 @@ class TritonBackend(Backend):
         dtype: torch.dtype,
     ) -> Tensor:
         return _module("products").finish(total, packed, partner, weights.power, scale, dtype)
+
+
+def _installed() -> tuple[int, ...]:
+    """Return Triton's version, major and minor, from the metadata: importing it only to ask would take a second."""
+    try:
+        return tuple(int(part) for part in version("triton").split(".")[:2])
+    except PackageNotFoundError:  # a build of its own, under another name
+        return FOR_BLACKWELL
 
 
 def _interpreted() -> bool:

@@ -100,8 +100,8 @@ def coefficients(problem: Problem, block: Block, weights: TritonWeights, out: Te
     height, width = block.shape
     programs = plan.programs((height // tile.block_m) * (width // tile.block_n), tile)
     others = plan.processors * plan.general.resident
-    totals = torch.zeros(2, programs + 2 * others, dtype=torch.float32, device=device)
-    swept, edges, redone = totals.split([programs, others, others], dim=1)
+    totals = torch.zeros(2, programs * tile.block_m + 2 * others, dtype=torch.float32, device=device)
+    swept, edges, redone = totals.split([programs * tile.block_m, others, others], dim=1)
     shape = [tile.block_m, tile.block_n // sweep.pieces]
     halves = [
         TensorDescriptor(half, list(half.shape), list(half.stride()), shape) if plan.tma else half
@@ -127,7 +127,7 @@ def coefficients(problem: Problem, block: Block, weights: TritonWeights, out: Te
     _tile_coefficients(problem, block, plan, weights, out, edges, edge)
     if weights.flags is not None:
         _tile_coefficients(problem, block, plan, weights, out, redone, replace(spec, guard=guard[1]))
-    return totals
+    return totals.sum(dim=1, keepdim=True, dtype=torch.float64)  # a million pairs have thousands of blocks
 
 
 def total(problem: Problem, weights: TritonWeights, parts: list[Tensor]) -> Tensor:

@@ -236,7 +236,7 @@ def sweep_coefficients(
 
     hi_out, lo_out: fp16 (rows of the block, stride), lo_out None for one half. With spec.tma, descriptors of `pieces`:
         a tile leaves piece by piece, which needs fewer registers and less staging memory.
-    totals: (sum of G·s, sum of G), one number a program each.
+    totals: (sum of G·s, sum of G), each (programs, BLOCK_M): to add them up here would spill registers.
     """
     BLOCK_M: tl.constexpr = spec.block_m
     BLOCK_N: tl.constexpr = spec.block_n
@@ -279,5 +279,6 @@ def sweep_coefficients(
         gs_total += gs
         if spec.bias:
             g_total += g
-    tl.store(totals[0] + tl.program_id(0), tl.sum(gs_total, 0))
-    tl.store(totals[1] + tl.program_id(0), tl.sum(g_total, 0))
+    at = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tl.store(totals[0] + at, gs_total)
+    tl.store(totals[1] + at, g_total)
