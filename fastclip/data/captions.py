@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fastclip.data.picture import UnreadableError
 
 MAX_CAPTION = 2048  # characters kept; an encoder reads far fewer
+MAX_CAPTION_FILE = 1 << 24  # bytes of a .txt or .json that are read
 
 #: Where captions are looked for when no key is named.
 USUAL_KEYS = ("captions", "caption", "title", "text", "description", "alt")

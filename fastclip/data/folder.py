@@ -7,12 +7,10 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
-from fastclip.data.captions import Captions, Keys, from_json, from_text
+from fastclip.data.captions import MAX_CAPTION_FILE, Captions, Keys, from_json, from_text
 from fastclip.data.picture import SUFFIXES, UnreadableError, read
 from fastclip.data.records import Records, Texts
 from fastclip.data.source import DataError
-
-MAX_CAPTION_FILE = 1 << 24  # bytes
 
 
 class FolderRecords(Records):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastclip.data.captions import MAX_CAPTION_FILE
 from fastclip.data.picture import MAX_BYTES, SUFFIXES
 
 #: Where a sample's parts begin and how many bytes they have; 0 bytes at 0: there is no such part.
@@ -46,7 +47,7 @@ def index_tar(path: str) -> tuple[np.ndarray, dict[str, str]]:
         sample = samples.setdefault(key, [0] * 6)
         if sample[kind]:
             skipped[f"{path}: {key}"] = "duplicate key"
-        elif member.size > MAX_BYTES:
+        elif member.size > (MAX_CAPTION_FILE if kind else MAX_BYTES):
             skipped[f"{path}: {member.name}"] = "file too large"
         else:
             sample[kind], sample[3 + kind] = member.start, member.size

@@ -25,6 +25,7 @@ from torch import Tensor
 from fastclip.space.neighbours import nearest
 
 _PLAN = "embed.json"
+_COLUMNS = ("image_path", "caption", "index")
 _KINDS = {"images": ("img_emb", ".npy"), "texts": ("text_emb", ".npy"), "metadata": ("metadata", ".parquet")}
 
 
@@ -187,22 +188,31 @@ class Embeddings:
             best, places = torch.cat([best, cosines], 1), torch.cat([places, index + start], 1)
             best, order = best.topk(min(k, best.shape[1]), dim=1)
             places, start = places.gather(1, order), start + len(keys)
-        return best, [[self.row(place) for place in row] for row in places.tolist()]
+        rows = iter(self.rows(places.flatten().tolist()))
+        return best, [[next(rows) for _ in range(places.shape[1])] for _ in range(len(queries))]
 
-    def row(self, place: int) -> Row:
-        """Return what is known of a row."""
+    def rows(self, places: Sequence[int]) -> list[Row]:
+        """Return what is known of some rows; every file of metadata is read once at most."""
         import pyarrow.parquet
 
+        known: dict[int, Row] = {}
+        start = 0
         for file in self._metadata:
-            count = pyarrow.parquet.read_metadata(file).num_rows
-            if place < count:
-                table = pyarrow.parquet.read_table(file)
-                values = {name: table[name][place].as_py() for name in table.column_names}
-                return Row(
-                    str(values.get("image_path") or ""), str(values.get("caption") or ""), values.get("index")
+            stop = start + pyarrow.parquet.read_metadata(file).num_rows
+            mine = sorted({place for place in places if start <= place < stop})
+            if mine:
+                columns = [c for c in _COLUMNS if c in pyarrow.parquet.read_schema(file).names]
+                table = pyarrow.parquet.read_table(file, columns=columns).take(
+                    [place - start for place in mine]
                 )
-            place -= count
-        return Row("", "", None)
+                for place, values in zip(mine, table.to_pylist(), strict=True):
+                    known[place] = Row(
+                        str(values.get("image_path") or ""),
+                        str(values.get("caption") or ""),
+                        values.get("index"),
+                    )
+            start = stop
+        return [known.get(place, Row("", "", None)) for place in places]
 
 
 @dataclass(frozen=True)

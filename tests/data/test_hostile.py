@@ -13,7 +13,7 @@ import torch
 from fastclip.data import DataError, PairSource, open_source
 from fastclip.train.feed import Batch, Cursor, batches
 from tests.data import formats
-from tests.data.formats import Sample
+from tests.data.formats import Sample, jpeg
 from tests.data.hostile import hostile, reasons, usable
 
 KINDS = hostile()
@@ -180,3 +180,15 @@ def test_names_that_are_no_text_can_be_read_and_listed(tmp_path: Path) -> None:
     (listed,) = source.skipped_files
     assert listed == f"{tmp_path}/\\xdcff\\x09.jpg"
     listed.encode()
+
+
+def test_caption_files_without_end_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("folder", "tarindex"):
+        monkeypatch.setattr(f"fastclip.data.{module}.MAX_CAPTION_FILE", 100)
+    wanted = [*formats.samples(3), Sample("x.jpg", jpeg(1), b"word " * 100)]
+    for name in ("folder", "webdataset"):
+        (tmp_path / name).mkdir()
+        place = formats.FORMATS[name](wanted, tmp_path / name)
+        source = open_source(place, 16, cache_dir=tmp_path / "cache", held_out_share=0)
+        assert len(source.fetch(range(len(source)), seed=0, epoch=0)) == 3
+        assert any("file too large" in reason for reason in source.skipped)

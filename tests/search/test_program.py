@@ -86,7 +86,7 @@ def test_pictures_that_are_no_files_come_from_the_source(tmp_path: Path) -> None
     model = write_model(tmp_path / "model")
     folder = embed(EmbedOptions(str(model), str(tmp_path / "pairs.parquet"), str(tmp_path / "out")))
     store = Embeddings(folder)
-    rows = [store.row(0), store.row(8)]
+    rows = store.rows([0, 8])
     pictures = load_pictures(store, rows)
     assert pictures[rows[0]][:, 2, 2].tolist() == [220, 40, 40]
     assert pictures[rows[1]][:, 2, 2].tolist() == [50, 80, 220]
