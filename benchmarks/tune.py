@@ -245,7 +245,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     reason = get_backend("triton").unavailable_reason()
     if not torch.cuda.is_available() or reason is not None:
-        say(f"tuning times kernels on a GPU, which this is not: {reason or 'torch sees no GPU'}")
+        say(f"tuning times kernels on a GPU, and {reason or 'torch sees none'}; the table stays as it is")
         return 2
     from fastclip.backends.triton import plan
 

