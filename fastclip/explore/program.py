@@ -70,10 +70,12 @@ def run(options: Options) -> Path:
     user_ways = [_parse_way(expression) for expression in options.interpolate]
 
     model, _, tokenizer = open_model(options.model, options.device)
-    gallery = open_gallery(options, model, Encoder(model, tokenizer))
-    print(f"{gallery.name}: {len(gallery):,} pictures encoded, {int(gallery.unseen.sum()):,} of them unseen")
-
-    with one_thread(), ThreadPoolExecutor(1) as pool:
+    with one_thread() as workers, ThreadPoolExecutor(1) as pool:
+        encoder = Encoder(model, tokenizer, batch_size=64, workers=min(workers, 8))
+        gallery = open_gallery(options, model, encoder)
+        print(
+            f"{gallery.name}: {len(gallery):,} pictures encoded, {int(gallery.unseen.sum()):,} of them unseen"
+        )
         layout = pool.submit(lay_out, gallery, limit=options.limit, seed=options.seed)
         numbers = measure(gallery, TEMPLATES[options.templates], options.seed)
         sums, strips, note = choose(gallery, options.seed)
@@ -103,12 +105,15 @@ def run(options: Options) -> Path:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch's operations run on one thread each: on small ones several wait for each other more than they help."""
+def one_thread() -> Iterator[int]:
+    """Let torch's operations run on one thread each: on small ones several wait for each other more than they help.
+
+    Yields the number of threads they had: so many operations may run at the same time instead.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
 

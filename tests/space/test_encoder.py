@@ -19,6 +19,8 @@ def test_points_do_not_depend_on_batches_and_can_be_used_in_autograd() -> None:
     whole = Encoder(model, Tokenizer())
     torch.testing.assert_close(small.images(images), whole.images(images))
     torch.testing.assert_close(small.texts(texts), whole.texts(texts))
+    together = Encoder(model, Tokenizer(), batch_size=2, workers=3)
+    torch.testing.assert_close(together.images(images), whole.images(images))
     assert done == [2, 2, 2, 1, 2, 2, 1]
     points = whole.images(images)
     torch.testing.assert_close(points.norm(dim=1), torch.ones(7))
