@@ -44,6 +44,7 @@ bench: $(VENV)/.installed-bench  ## time the backends against plain torch: a tab
 
 gpu: $(VENV)/.installed-test,bench  ## check, then time the kernels on this machine's GPU, ten minutes; results as JSON
 	$(RUN) benchmarks gpu $(ARGS)
+	$(RUN) benchmarks throughput
 
 gpu-quick: $(VENV)/.installed-test,bench  ## the same in less than three minutes
 	$(RUN) benchmarks gpu --quick $(ARGS)

@@ -1,6 +1,6 @@
 """LiT: pretrained towers, locked, with trained projections, on the emoji pairs of the demo.
 
-    python examples/lit.py                              # features once, then 500 steps; minutes on two CPU cores
+    python examples/lit.py                              # features once, then 1,500 steps; minutes on two CPU cores
     python examples/lit.py --against runs/demo          # beside a model that was trained from scratch
     python examples/lit.py --views 4 --out lit.json
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=500, help="of training the projections")
+    parser.add_argument("--steps", type=int, default=1500, help="of training the projections")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--views", type=int, default=2, help="augmented views of each picture")

@@ -150,7 +150,7 @@ def describe(trainer: Trainer) -> list[str]:
     return [
         f"data: {trainer.source.name}, {len(trainer.source):,} pairs" + (f", {decoder}" if decoder else ""),
         f"model: {config.model.pretrained or config.model.model}, {weights / 1e6:.1f} M parameters, "
-        f"{trainer.precision}, {trainer.device}, {torch.get_num_threads()} threads",
+        f"{trainer.precision}, {trainer.device}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
         f"loss: {loss}, backend {trainer.backend}; batch {trainer.batch_size:,}"
         + (f" over {ranks} ranks" + (", weights sharded" if config.run.fsdp else "") if ranks > 1 else "")
         + (f" in micro-batches of {micro:,}" if micro else ""),
