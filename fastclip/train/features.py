@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
 from fastclip.data.features import FeatureSource
 from fastclip.models import CLIPConfig, TextTower, TwoTower
 
@@ -47,7 +45,7 @@ class FeatureModel(TwoTower):
         reads = source.text_width is None
         super().__init__(
             None,
-            _Texts(config) if reads else None,
+            TextTower(config.text_tower) if reads else None,
             image_width=source.image_width,
             text_width=config.embed_dim if source.text_width is None else source.text_width,
             embed_dim=config.embed_dim,
@@ -62,15 +60,3 @@ class FeatureModel(TwoTower):
             config.init_logit_scale,
             config.init_logit_bias,
         )
-
-
-class _Texts(nn.Module):
-    """A text tower that is called as a module, on token ids (B, L)."""
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        self.tower = TextTower(config.text_tower)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        features: Tensor = self.tower.encode_text(tokens)
-        return features
