@@ -126,6 +126,7 @@ class Bench:
         self.weights = self.backend.weigh(
             self.problem, self.statistics.rows, self.statistics.cols, self.statistics.positive, grad, grad
         )
+        self.shape = self.backend.coefficients_shape(self.problem)  # of the table's tile, for all of them
         self.first: Tensor | None = None
 
     def seconds(self, tile: Tile) -> float:
@@ -156,7 +157,7 @@ class Bench:
         if self.kernel == "statistics":
             done = blockwise.statistics(self.backend, self.problem, self.dtype, columns=True, keep=0)
             return torch.cat([done.rows.log_sum_exp(), done.cols.log_sum_exp()])  # type: ignore[union-attr]
-        rows, cols = self.backend.coefficients_shape(self.problem)
+        rows, cols = self.shape
         block = Block(slice(0, min(rows, len(self.problem.x))), slice(0, min(cols, len(self.problem.y))))
         out = self.backend.scratch_of(self.backend.scratch(self.problem, *block.shape), block)
         self.backend.coefficients(self.problem, block, self.weights, None, out)
@@ -256,8 +257,12 @@ def main(arguments: list[str]) -> int:
             for kernel in options.kernels:
                 bench = Bench(kernel, variant, width)
                 start = plan.tile_for(capability, kernel, variant, width)
-                before = bench.seconds(start)
-                tile, seconds = search(start, bench.seconds)
+                try:
+                    before = bench.seconds(start)
+                    tile, seconds = search(start, bench.seconds)
+                except Refused as reason:
+                    say(f"{kernel}, {variant}, D = {width}: {reason}")
+                    continue
                 now, then = (f"{1e3 * t:.2f} ms" for t in (seconds, before))
                 say(f"{kernel}, {variant}, D = {width}: {tuple(tile)}, {now}; was {then}")
                 purpose = {"capability": ".".join(map(str, capability)), "kernel": kernel, "variant": variant}

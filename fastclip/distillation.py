@@ -157,7 +157,7 @@ def _distill_op(
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
     how = (None, None, Objective.SOFTMAX, normalize, None)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         student = blockwise.pose(runner, x, y, scale, *how)
         teacher = blockwise.pose(runner, teacher_x, teacher_y, teacher_scale, *how)
         loss, gradients = _distill(runner, student, teacher, x.dtype, need_grad)

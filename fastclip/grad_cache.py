@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 Inputs = Tensor | Mapping[str, Any] | Sequence[Any]
 Tower = tuple[Callable[[Any], Tensor], Inputs]
-RngState = tuple[Tensor, Tensor | None]
+RngState = tuple[Tensor, list[Tensor] | None]  #: of the CPU, and of every GPU
 
 
 def cached_backward(
@@ -279,11 +279,11 @@ def _chunks(inputs: Inputs, size: int) -> Iterator[Any]:
 
 
 def _get_rng() -> RngState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
 
 def _set_rng(state: RngState) -> None:
     cpu, cuda = state
     torch.set_rng_state(cpu)
     if cuda is not None:
-        torch.cuda.set_rng_state(cuda)
+        torch.cuda.set_rng_state_all(cuda)

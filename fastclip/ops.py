@@ -77,7 +77,8 @@ def _contrastive(
     backend: str,
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
-    with torch.autocast(x.device.type, enabled=False):  # the products' precision is the kernels' own business
+    # Kernels run on the current device, which need not be the features'; their precision is their own business.
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         labels = _pair(row_labels, col_labels)
         problem = blockwise.pose(runner, x, y, scale, bias, labels, Objective(objective), normalize, diagonal)
         keep = _products_kept(x, y, workspace, backend)
@@ -153,7 +154,7 @@ def _contrastive_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         labels = _pair(row_labels, col_labels)
         problem = blockwise.pose(runner, x, y, scale, bias, labels, Objective(objective), normalize, diagonal)
         statistics = Statistics(

@@ -6,8 +6,10 @@ more than 1,000 x 1,000 beside its results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from fastclip import validation
 from fastclip.backends import Block, compute_dtype, get_backend, resolve_backend
 from fastclip.blockwise import blocks
 from fastclip.validation import Labels
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,20 @@ class RetrievalRanks:
         return result
 
 
+def _on_the_features_device(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function with the device of its first argument as the current one: kernels run there."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        first = arguments[0] if arguments and isinstance(arguments[0], Tensor) else torch.empty(0)
+        with torch.cuda.device_of(first):
+            return function(*arguments, **options)
+
+    return call
+
+
 @torch.no_grad()
+@_on_the_features_device
 def similarity_topk(
     query_features: Tensor, key_features: Tensor, k: int, *, normalize: bool = False, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -78,6 +96,7 @@ def similarity_topk(
 
 
 @torch.no_grad()
+@_on_the_features_device
 def retrieval_ranks(
     image_features: Tensor,
     text_features: Tensor,

@@ -159,7 +159,9 @@ def _expect_not_finite_where_plain_torch_is(case: Case, backend: str) -> None:
     if not plain.loss.isfinite():
         assert not ours.loss.isfinite()
     else:
-        torch.testing.assert_close(ours.loss, plain.loss, rtol=2.0**-21, atol=0)  # both of them rounded to float32
+        torch.testing.assert_close(
+            ours.loss, plain.loss, rtol=2.0**-21, atol=0
+        )  # both of them rounded to float32
     for name in ("dx", "dy"):
         if getattr(plain, name).isfinite().all():
             assert getattr(ours, name).isfinite().all(), name

@@ -138,8 +138,10 @@ def _by_simplejpeg(data: bytes, size: int, draws: np.ndarray | None, least: floa
 def _by_pillow(data: bytes, size: int, draws: np.ndarray | None, least: float) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
+    Image.init()
+    formats = [name for name in Image.ID if name != "EPS"]  # for which Pillow would run Ghostscript
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=formats) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise UnreadableError("too many pixels")

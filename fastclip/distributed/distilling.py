@@ -60,7 +60,7 @@ class _Strip(torch.autograd.Function):
         need_grad: bool,
         ranks: Ranks,
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
             loss, *gradients = _walk_twice(ranks, (x, y, scale), teacher, spec, need_grad)
         # The features go along so that a second derivative finds a function that refuses, instead of a constant.
         ctx.save_for_backward(*gradients, x, y, scale)

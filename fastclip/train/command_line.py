@@ -129,6 +129,11 @@ def _of_checkpoint(told: Config) -> Config | None:
     """Return the config of the run to resume, with the checkpoint's own path; None where none was saved yet."""
     from fastclip.train import checkpoint
 
+    named = Path(told.run.resume or "")
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and named.name.startswith("step_") and not named.exists():
+        # torchrun starts the same command again, and the checkpoint it names may have made room for later ones.
+        told = dataclasses.replace(told, run=dataclasses.replace(told.run, resume=str(named.parent)))
     try:
         path = checkpoint.find(told.run)
     except checkpoint.NoCheckpoint:

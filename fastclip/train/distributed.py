@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fastclip.train.optim import AveragedWeights
 
 _PIECE = 64 << 20  # bytes of gradients that travel together
 _PIECES_UNDER_WAY = 3
@@ -108,10 +111,15 @@ class World:
                 grads.append(parameter.grad)
         self._average(grads)
 
-    def average_statistics(self, model: nn.Module) -> None:
-        """Replace what batch norms have seen on each rank by its mean over the ranks."""
-        if self.size > 1:
-            self._average([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+    def average_statistics(self, model: nn.Module, averaged: AveragedWeights | None = None) -> None:
+        """Replace what batch norms have seen on each rank by its mean over the ranks; in the moving average too."""
+        if self.size == 1:
+            return
+        names = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
+        buffers = [model.get_buffer(name) for name in names]
+        if averaged is not None:
+            buffers += [averaged.weights[name] for name in names if name in averaged.weights]
+        self._average(buffers)
 
     def _average(self, tensors: Iterable[Tensor]) -> None:
         under_way: deque[tuple[Any, Tensor, list[Tensor]]] = deque()

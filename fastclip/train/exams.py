@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastclip.data.source import HeldOut, PairSource
+from fastclip.data.source import DataError, HeldOut, PairSource
+from fastclip.train.checkpoint.ranks import gather
 from fastclip.train.distributed import World
 from fastclip.train.encoders import Encoders
 from fastclip.train.evaluate import Embedded, Result, embed, measure
@@ -55,6 +56,7 @@ class Exams:
         """Measure the held-out tests; return the figures by the prefix that their keys have in the log."""
         if self.tests is None:
             self.tests = self.source.held_out()
+            self._check_tests(self.tests)
         with self._at_its_best():
             embedded = [embed(test, self.images, self.texts, world=self.world) for test in self.tests]
         self.taken = True
@@ -62,6 +64,17 @@ class Exams:
             return {}
         self.embedded, self.results = embedded, [measure(one) for one in embedded]
         return dict(zip(self.prefixes, self.results, strict=True))
+
+    def _check_tests(self, tests: list[HeldOut]) -> None:
+        """Raise DataError, on every rank, if ranks could not read the same tests: each encodes a part of them."""
+        if self.world.size == 1:
+            return
+        read = [(test.name, len(test), len(test.gallery), test.target.tolist()) for test in tests]
+        if any(theirs != read for theirs in gather(read)):
+            raise DataError(
+                "the ranks could not read the same held-out pairs; repair the data of every machine, or evaluate with "
+                "one process"
+            )
 
     def zeroshot(self) -> dict[str, float]:
         """Classify the pictures of the classes by their names; return figures by key, none without classes."""
@@ -94,7 +107,7 @@ class Exams:
     @contextlib.contextmanager
     def _at_its_best(self) -> Iterator[None]:
         """Put the model into evaluation mode, with its averaged weights, while the context lasts."""
-        self.world.average_statistics(self.model)
+        self.world.average_statistics(self.model, self.averaged)
         self.model.eval()
         try:
             with contextlib.nullcontext() if self.averaged is None else self.averaged.in_place():

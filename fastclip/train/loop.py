@@ -89,7 +89,10 @@ class Trainer:
         self.total_steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
         self.step = 0
         self.cursor = Cursor()
-        self.earlier: Counter[str] = Counter()  #: what was skipped before the run was resumed, on rank 0
+        #: What was skipped before the run was resumed, on rank 0; on others, less what all know from the start.
+        self.earlier: Counter[str] = Counter()
+        if not self.world.is_main:
+            self.earlier.subtract(source.skipped)
         self.skipped_steps = self.skipped_in_a_row = 0
         self.exams = Exams(
             self.encoders,
@@ -261,7 +264,7 @@ class Trainer:
                 last one is intact, and the disk may have room again by the next.
         """
         self.saved_at = time.monotonic()
-        self.world.average_statistics(self.model)
+        self.world.average_statistics(self.model, self.averaged)
         if self.folder is None:
             return None
         state = {"step": self.step, **asdict(self.cursor), "seconds": round(self.seconds, 3)}
@@ -300,7 +303,10 @@ class Trainer:
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         if self.world.is_main:
             self.earlier = Counter(state["counters"])
+            self.earlier.subtract(self.source.skipped)  # what the source knew from the start is in there
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
         if self.averaged is not None and saved.ema is not None:
             self.averaged.load(saved.ema, state["ema_steps"])
+        elif self.averaged is not None:
+            self.averaged.restart()

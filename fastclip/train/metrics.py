@@ -49,7 +49,11 @@ class MetricLog:
                 logger.warning("warning: %s takes no more lines (%s); the run goes on", self.path, error)
             self._failed = True
         for watcher in self.watchers:
-            watcher.write(step, values)
+            try:
+                watcher.write(step, values)
+            except OSError as error:
+                logger.warning("warning: %s takes no more lines (%s); the run goes on", watcher, error)
+                self.watchers = [other for other in self.watchers if other is not watcher]
 
     def close(self) -> None:
         """Let the watchers finish."""

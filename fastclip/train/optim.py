@@ -16,7 +16,7 @@ from fastclip.train.checkpoint.ranks import like
 from fastclip.train.config import OptimConfig
 
 _BLOCK = re.compile(r"(?P<list>.*?)\.(?P<number>\d+)\.")
-_STEM = re.compile(r"(embedding|conv1|bn1|patch|stem|ln_pre)(?!.*\.\d+\.)")
+_STEM = re.compile(r"(?!.*attnpool)(.*\.)?[^.]*(embedding|conv[123]|bn[123]|patch|stem|ln_pre)(?!.*\.\d+\.)")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -43,22 +43,23 @@ def layer_shares(model: nn.Module, decay: float | None) -> dict[str, float]:
     """Return of each parameter the share of the learning rate that it gets: decay^(layers above it).
 
     Of a tower with L blocks the stem and the embeddings lie L + 1 below the head (final norm, pooling, projection),
-    block i lies L − i below it. Logit scale and bias get all of it, and so does everything without decay.
+    block i lies L − i below it; the stages of a ResNet are counted through. Logit scale and bias get all of it, and
+    so does everything without decay.
     """
     names = [name for name, _ in model.named_parameters()]
     if decay is None:
         return dict.fromkeys(names, 1.0)
-    blocks: dict[str, int] = defaultdict(int)
+    blocks: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)  # by tower, in the order of the model
     for name in names:
         if match := _BLOCK.match(name):
-            tower = _tower(name)
-            blocks[tower] = max(blocks[tower], int(match["number"]) + 1)
+            of_tower = blocks[_tower(name)]
+            of_tower.setdefault((match["list"], match["number"]), len(of_tower))
 
     def below(name: str) -> int:
-        count = blocks[_tower(name)]
+        of_tower = blocks[_tower(name)]
         if match := _BLOCK.match(name):
-            return count - int(match["number"])
-        return count + 1 if _STEM.search(name) else 0
+            return len(of_tower) - of_tower[match["list"], match["number"]]
+        return len(of_tower) + 1 if _STEM.match(name) else 0
 
     return {name: decay ** below(name) for name in names}
 
@@ -183,7 +184,14 @@ class AveragedWeights:
     def load(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Take over a saved average, whole, after so many steps."""
         self.steps = steps
-        self.weights = {name: like(weights[name], own) for name, own in self.weights.items()}
+        self.weights = {name: like(weights[name], own).clone() for name, own in self.weights.items()}
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew at the model's present weights."""
+        self.steps = 0
+        for name, value in self.model.state_dict().items():
+            self.weights[name].copy_(value)
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:

@@ -54,6 +54,7 @@ def run(config: Config, stop: StopSignals | None = None) -> Path:
     trainer = Trainer(config, model_config, source, folder, world=world, stop=stop, resumed=saved is not None)
     if saved is not None:
         trainer.resume(saved)
+        saved = None  # weights and Adam's state once more, for as long as the run lasts
     facts = describe(trainer)
     if world.is_main:
         write_settings(config, folder, world)

@@ -177,3 +177,12 @@ def test_default_warmup_fits_short_runs() -> None:
     assert warmup_steps(OptimConfig(), 500) == 25
     assert warmup_steps(OptimConfig(warmup=0), 500) == 0
     assert learning_rate(0, 5, 5, OptimConfig(lr=1.0)) == 1.0
+
+
+def test_layer_decay_counts_the_stages_of_a_resnet_through() -> None:
+    with torch.device("meta"):
+        shares = layer_shares(CLIP(PRESETS["RN50"]), 0.5)
+    assert shares["visual.attnpool.positional_embedding"] == shares["visual.attnpool.c_proj.weight"] == 1
+    assert shares["visual.layer4.2.conv1.weight"] == 0.5
+    assert shares["visual.layer1.0.conv1.weight"] == 0.5**16  # 3 + 4 + 6 + 3 blocks
+    assert shares["visual.conv1.weight"] == shares["visual.bn3.bias"] == 0.5**17

@@ -89,7 +89,8 @@ class Plan:
 
         At D = 512 the product with y then makes one 128 x 256 tile for every SM.
         """
-        rows = self.coefficients.block_m * max(1, self.processors // 2)
+        # Whole tiles of the general kernel too, which reads its operands unmasked.
+        rows = max(1, self.coefficients.block_m * (self.processors // 2) // 128) * 128
         return rows, 32768 // self.halves
 
 
@@ -127,9 +128,9 @@ def tile_for(capability: tuple[int, int], kernel: str, variant: str, width: int)
         variant: "half"; "factors" (16-bit rows normalised here) or "float32" (hi | lo), by default as "half".
         width: D.
     """
-    if capability[0] >= 12:  # no more shared memory than an 8.6
-        capability = (8, 6)
     entries = [entry for entry in _table() if entry["kernel"] == kernel]
+    if capability[0] >= 12 and not any(entry["capability"].startswith("12.") for entry in entries):
+        capability = (8, 6)  # no more shared memory than that
 
     def distance(entry: dict[str, Any]) -> tuple[Any, ...]:
         major, minor = map(int, entry["capability"].split("."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 import triton
@@ -60,8 +61,22 @@ def add(total: Tensor, a: Tensor, b: Tensor, *, fresh: bool = False, alpha: floa
         wide, a, b = {}, a.float(), b.float()
     if fresh:
         torch.mm(a, b, out=total, **wide)
-    else:
+    elif not wide or _adds_to_float32(total.device):
         torch.addmm(total, a, b, alpha=alpha, out=total, **wide)
+    else:
+        total.add_(torch.mm(a, b, **wide), alpha=alpha)
+
+
+@lru_cache
+def _adds_to_float32(device: torch.device) -> bool:
+    """Whether this torch adds a product of halves to a float32 matrix in place; the first to have it did not."""
+    total = torch.zeros(16, 16, device=device)
+    half = torch.zeros(16, 16, dtype=torch.float16, device=device)
+    try:
+        torch.addmm(total, half, half, out=total, out_dtype=torch.float32)
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

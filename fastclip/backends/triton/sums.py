@@ -109,14 +109,15 @@ def check_sums(row_part, col_part, row_sum, col_sum, flags, logit, size, parts, 
         inside = at < size[0]
         sums = added(row_part, parts[0], size[0], at, inside)
         tl.store(row_sum + at, sums, mask=inside)
-        low = inside & (tl.log2(sums) < lowest + tl.log2(size[1].to(tl.float64)))
+        # Added, not converted: a size of 1 is a compile-time constant, which has no dtype.
+        low = inside & (tl.log2(sums) < lowest + tl.log2(tl.zeros([], tl.float64) + size[1]))
         tl.store(flags + pid, tl.max(tl.where(low, 1, 0), 0))
     else:
         at = (pid - tl.cdiv(size[0], BLOCK)) * BLOCK + tl.arange(0, BLOCK)
         inside = at < size[1]
         sums = added(col_part, parts[1], size[1], at, inside)
         tl.store(col_sum + at, sums, mask=inside)
-        low = inside & (tl.log2(sums) < lowest + tl.log2(size[0].to(tl.float64)))
+        low = inside & (tl.log2(sums) < lowest + tl.log2(tl.zeros([], tl.float64) + size[0]))
         tl.store(flags + pid, tl.max(tl.where(low, 1, 0), 0))
 
 

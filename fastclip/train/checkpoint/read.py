@@ -66,8 +66,9 @@ def find(run: RunConfig) -> Path:
             f"--resume {path} is a file; a checkpoint of this program is a folder step_… with "
             f"{', '.join(REQUIRED)} (pickled checkpoints are never opened: they can run code)"
         )
-    if NAME.fullmatch(path.name):
-        return path
+    name = path.name.removeprefix(".").removesuffix(".replaced")
+    if NAME.fullmatch(name) and path.name in (name, f".{name}.replaced"):
+        return path  # also one that stands in for a later save of the same step, cut short
     for folder in (path, path / "checkpoints"):
         if found := checkpoints(folder):
             return _newest_whole(found)

@@ -162,7 +162,8 @@ def _remove(folder: Path, final: Path, keep: int) -> None:
         later.rename(target)
     for old in present[: max(0, place + 1 - keep)]:
         # Half of one must not keep its name: the next start would try it.
-        gone = folder / f".{old.name}.removed"
+        bare = old.name.removeprefix(".").removesuffix(".replaced")
+        gone = folder / f".{bare}.removed"
         shutil.rmtree(gone, ignore_errors=True)
         old.rename(gone)
     _clear(folder)
