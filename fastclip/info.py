@@ -35,7 +35,7 @@ def collect() -> dict[str, Any]:
             "numpy": _version("numpy"),
         },
         "executable": sys.executable,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.machine()}",
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "extension": _extension(),
         "gpu": _gpu(),
