@@ -219,7 +219,7 @@ def main(arguments: list[str]) -> int:
             rows.append(Row(pictures, round(size, 1), options.side, options.cores, name, speed, cpu, ratio))
     print(table(rows))
     document = {
-        "command": "python -m benchmarks data",
+        "command": report.command("data", arguments),
         **made_by,
         "decoder": decoder_name(),
         "rows": [asdict(row) for row in rows],

@@ -205,13 +205,8 @@ def main(arguments: list[str]) -> int:
     rows = measure(options)
     print(table(rows))
     name = "embed-cpu-small" if options.small else "embed-cpu"
-    flags = "".join(
-        f" --{flag} {getattr(options, flag)}"
-        for flag in ("pictures", "texts", "turns", "threads")
-        if getattr(options, flag) != parser.get_default(flag)
-    )
     document = {
-        "command": f"python -m benchmarks embed{flags}{' --small' if options.small else ''}",
+        "command": report.command("embed", arguments),
         **made_by,
         "rows": [asdict(row) for row in rows],
     }

@@ -253,9 +253,7 @@ def finish(
     made_by: dict[str, Any],
 ) -> None:
     """Write checks and speeds as JSON, and draw the speeds."""
-    document = report.document(
-        " ".join(["python -m benchmarks gpu", *loss.lasting(arguments)]), rows, made_by
-    )
+    document = report.document(report.command("gpu", arguments), rows, made_by)
     document["checks"] = [
         {"what": what, "share_of_bound": min(f.share, 1e9) if f.share == f.share else 1e9, "passed": f.passed}
         for what, f in checks

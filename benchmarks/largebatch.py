@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> int:
         rows.append(measured(pairs, None, options.model))
     print(table(rows))
     document = {
-        "command": "python -m benchmarks largebatch",
+        "command": report.command("largebatch", arguments),
         **made_by,
         "rows": [asdict(row) for row in rows],
     }

@@ -197,9 +197,7 @@ def finish(
     command: str, arguments: list[str], rows: list[Row], name: str, folder: Path, made_by: dict
 ) -> None:
     """Write the results and draw them, and say where they are."""
-    document = report.document(
-        " ".join(["python -m benchmarks", command, *lasting(arguments)]), rows, made_by
-    )
+    document = report.document(report.command(command, arguments), rows, made_by)
     write(document, name, folder)
 
 
@@ -215,12 +213,6 @@ def write(document: dict, name: str, folder: Path) -> None:
         charts = []
     for written in (path, *charts):
         say(f"written: {written}")
-
-
-def lasting(arguments: list[str]) -> list[str]:
-    """Return the arguments without the folder for results, which means nothing elsewhere."""
-    kept = iter(arguments)
-    return [a for a in kept if not (a.startswith("--output=") or (a == "--output" and next(kept, "")))]
 
 
 def _suffix(suite: str) -> str:

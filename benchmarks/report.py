@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ class Row:
         """Return the row as plain JSON types, without what it lacks."""
         fields = {name: value for name, value in vars(self).items() if name != "case" and value is not None}
         return {**self.case.to_dict(), **fields}
+
+
+def command(name: str, arguments: list[str]) -> str:
+    """Return the command line of a benchmark, ready to paste; without the folder for results, which means nothing
+    elsewhere."""
+    kept = iter(arguments)
+    lasting = [a for a in kept if not (a.startswith("--output=") or (a == "--output" and next(kept, "")))]
+    return shlex.join(["python", "-m", "benchmarks", name, *lasting])
 
 
 def document(command: str, rows: list[Row], made_by: dict[str, Any]) -> dict[str, Any]:

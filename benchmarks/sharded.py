@@ -222,6 +222,10 @@ def main(arguments: list[str]) -> int:
         say(f"{ranks} rank{'s' * (ranks > 1)}, N = {options.pairs}, D = {options.width}")
         rows += measure_world(ranks, options.pairs, options.width, options.turns)
     print(table(rows))
-    document = {"command": "python -m benchmarks sharded", **made_by, "rows": [asdict(row) for row in rows]}
+    document = {
+        "command": report.command("sharded", arguments),
+        **made_by,
+        "rows": [asdict(row) for row in rows],
+    }
     say(f"results: {report.save(document, 'sharded-cpu', options.output)}")
     return 0

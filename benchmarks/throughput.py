@@ -124,7 +124,7 @@ def on_gpu(output: Path = report.RESULTS) -> int:
         say(f"measured a batch of {row['batch']:,}")
         rows.append(row)
     print(table(rows))
-    document = {"command": "python -m benchmarks throughput", **made_by, "rows": rows}
+    document = {"command": report.command("throughput", []), **made_by, "rows": rows}
     say(f"written: {report.save(document, 'throughput-cuda', output)}")
     return 0
 

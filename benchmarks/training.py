@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import measure, report
+from benchmarks import measure, report, torchvision_stub
 from benchmarks.report import duration, percent, say
 from fastclip.models import CLIP, PRESETS, CLIPConfig, TextConfig, VisionConfig
 
@@ -179,11 +179,7 @@ class _Listening(nn.Module):
 
 
 def _open_clip() -> tuple[Any, Any, Any]:
-    # torchvision's compiled part does not load on a CPU build of torch, but its Python describes two of its operators.
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.modules["transformers"] = None  # type: ignore[assignment]  # open_clip does without, and is imported sooner
+    torchvision_stub.prepare()
     modules = [import_module(f"open_clip{name}") for name in (".model", ".loss", "_train.train")]
     logging.disable()  # its line of progress, which ours prints elsewhere
     return modules[0], modules[1], modules[2].train_one_epoch
@@ -276,7 +272,7 @@ def main(arguments: list[str]) -> int:
         say(f"measuring {case.model}, {case.batch} pairs, {case.captions} captions, {case.precision}")
         rows.append(_in_open_clips_environment(case, options.seconds, threads))
     print(table(rows))
-    document = {"command": "python -m benchmarks training", "threads": threads, **made_by, "rows": rows}
+    document = {"command": report.command("training", arguments), "threads": threads, **made_by, "rows": rows}
     say(f"written: {report.save(document, 'training-cpu', options.output)}")
     return 0
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastclip import blockwise, distributed, validation
-from fastclip.backends import Backend, Problem, compute_dtype, get_backend, resolve_backend
+from fastclip.backends import Backend, Problem, compute_dtype, get_backend, kernels_on, resolve_backend
 from fastclip.blockwise import Gradients
 from fastclip.objectives import Objective
 from fastclip.ops import refuse_double_backward
@@ -157,7 +157,7 @@ def _distill_op(
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
     how = (None, None, Objective.SOFTMAX, normalize, None)
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+    with kernels_on(x):
         student = blockwise.pose(runner, x, y, scale, *how)
         teacher = blockwise.pose(runner, teacher_x, teacher_y, teacher_scale, *how)
         loss, gradients = _distill(runner, student, teacher, x.dtype, need_grad)

@@ -14,8 +14,9 @@ under Memory Limited Setup", 2021.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,71 +90,103 @@ def cached_backward(
         return differentiate(loss_fn(*(encode(inputs) for encode, inputs in towers)))
 
     with averaging.postponed():
-        # 1. Features without a graph; remember the random state each micro-batch started from.
-        features: list[Tensor] = []
-        trained: list[bool] = []
-        states: list[list[RngState]] = []
+        # 1. Features without a graph.
         with torch.no_grad(), averaging.called_through():
-            for encode, inputs in towers:
-                parts: list[Tensor] = []
-                starts, needs_grad = [], True
-                for chunk in _chunks(inputs, micro_batch_size):
-                    starts.append(_get_rng())
-                    # One micro-batch with a graph tells whether the tower is frozen. (Wrapped modules prepare a
-                    # backward pass for every graph, and have to be asked in pass 3.)
-                    with torch.set_grad_enabled(not parts and module is None):
-                        out = encode(chunk)
-                    if module is None and not parts:
-                        needs_grad = out.requires_grad
-                    parts.append(out.detach())
-                    del out
-                features.append(torch.cat(parts))
-                trained.append(needs_grad)
-                states.append(starts)
+            cached = [_encode(*tower, micro_batch_size, wrapped=module is not None) for tower in towers]
         # Older PyTorch lets an ambient autocast reuse the weights just cast without a graph: pass 3 must cast
         # them anew.
         torch.clear_autocast_cache()
 
-        # 2. The loss over all features; they are leaves now, and those of a frozen tower cost no gradient.
-        for x, needs_grad in zip(features, trained, strict=True):
-            x.requires_grad_(needs_grad)
+        # 2. The loss over all features, which are leaves.
         with averaging.noticing() as noticed:
-            loss = differentiate(loss_fn(*features))
+            loss = differentiate(loss_fn(*(tower.features for tower in cached)))
 
         # 3. Each micro-batch again, with its graph. The random stream afterwards goes on as if this pass had
         # not been.
         after = _get_rng()
-        last: list[tuple[Callable[[Any], Tensor], Any, RngState, Tensor]] = []
-        for (encode, inputs), x, starts in zip(towers, features, states, strict=True):
-            if x.grad is None:  # the loss ignores this tower, or it is frozen for it
+        last: list[_Micro] = []
+        for tower in cached:
+            if tower.features.grad is None:  # the loss ignores this tower, or it is frozen
                 continue
-            *others, final = zip(
-                _chunks(inputs, micro_batch_size), starts, x.grad.split(micro_batch_size), strict=True
-            )
-            for chunk, start, dx in others if module is not None else (*others, final):
-                _set_rng(start)
-                out = encode(chunk)
-                if not out.requires_grad:  # a frozen tower has nothing to receive
-                    break
-                out.backward(dx)
-                del out  # or its activations would live on beside the next micro-batch's
+            *others, final = tower.micro_batches(tower.features.grad, micro_batch_size)
+            _back_propagate(others if module is not None else (*others, final))
             if module is not None:
-                last.append((encode, *final))
+                last.append(final)
 
     # Ranks average in this one pass. It must reach every parameter, those that only the loss uses too.
     if last:
-        outputs, gradients = [], []
-        for encode, chunk, start, dx in last:
-            _set_rng(start)
-            out = encode(chunk)
-            if out.requires_grad:
-                outputs.append(out)
-                gradients.append(dx)
-        outputs += [parameter.view_as(parameter) for parameter in noticed]
-        gradients += [torch.zeros_like(parameter) for parameter in noticed]
-        torch.autograd.backward(outputs, gradients)
+        _back_propagate_together(last, noticed)
     _set_rng(after)
     return loss
+
+
+@dataclass
+class _Micro:
+    """A micro-batch, the random state it is encoded from, and the gradient of its features."""
+
+    encode: Callable[[Any], Tensor]
+    chunk: Any
+    start: RngState
+    dx: Tensor
+
+    def again(self) -> Tensor:
+        """Encode it as the first time, dropout included."""
+        _set_rng(self.start)
+        return self.encode(self.chunk)
+
+
+@dataclass
+class _Cached:
+    """A tower's features (B, D), a leaf, and the random state that each micro-batch started from."""
+
+    encode: Callable[[Any], Tensor]
+    inputs: Inputs
+    features: Tensor
+    starts: list[RngState]
+
+    def micro_batches(self, grad: Tensor, size: int) -> list[_Micro]:
+        """Return all micro-batches, each with its part of the features' gradient (B, D)."""
+        pieces = zip(_chunks(self.inputs, size), self.starts, grad.split(size), strict=True)
+        return [_Micro(self.encode, *piece) for piece in pieces]
+
+
+def _encode(encode: Callable[[Any], Tensor], inputs: Inputs, size: int, *, wrapped: bool) -> _Cached:
+    """Encode all micro-batches; features of a frozen tower need no gradient, and then cost none."""
+    parts: list[Tensor] = []
+    starts, needs_grad = [], True
+    for chunk in _chunks(inputs, size):
+        starts.append(_get_rng())
+        # One micro-batch with a graph tells whether the tower is frozen. (Wrapped modules prepare a backward
+        # pass for every graph, and have to be asked in pass 3.)
+        asking = not parts and not wrapped
+        with torch.set_grad_enabled(asking):
+            out = encode(chunk)
+        if asking:
+            needs_grad = out.requires_grad
+        parts.append(out.detach())
+        del out  # or its activations would live on beside the next micro-batch's
+    return _Cached(encode, inputs, torch.cat(parts).requires_grad_(needs_grad), starts)
+
+
+def _back_propagate(micro_batches: Iterable[_Micro]) -> None:
+    for micro in micro_batches:
+        out = micro.again()
+        if not out.requires_grad:  # a frozen tower has nothing to receive
+            break
+        out.backward(micro.dx)
+        del out  # or its activations would live on beside the next micro-batch's
+
+
+def _back_propagate_together(micro_batches: Iterable[_Micro], noticed: Iterable[nn.Parameter]) -> None:
+    outputs, gradients = [], []
+    for micro in micro_batches:
+        out = micro.again()
+        if out.requires_grad:
+            outputs.append(out)
+            gradients.append(micro.dx)
+    outputs += [parameter.view_as(parameter) for parameter in noticed]
+    gradients += [torch.zeros_like(parameter) for parameter in noticed]
+    torch.autograd.backward(outputs, gradients)
 
 
 class _Averaging:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastclip import blockwise
-from fastclip.backends import compute_dtype, get_backend
+from fastclip.backends import compute_dtype, get_backend, kernels_on
 from fastclip.blockwise import Statistics
 from fastclip.objectives import Objective, Sums
 
@@ -77,8 +77,7 @@ def _contrastive(
     backend: str,
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
-    # Kernels run on the current device, which need not be the features'; their precision is their own business.
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+    with kernels_on(x):
         labels = _pair(row_labels, col_labels)
         problem = blockwise.pose(runner, x, y, scale, bias, labels, Objective(objective), normalize, diagonal)
         keep = _products_kept(x, y, workspace, backend)
@@ -154,7 +153,7 @@ def _contrastive_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     runner = get_backend(backend)
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+    with kernels_on(x):
         labels = _pair(row_labels, col_labels)
         problem = blockwise.pose(runner, x, y, scale, bias, labels, Objective(objective), normalize, diagonal)
         statistics = Statistics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastclip.backends.base import Backend, Block, Packed, Problem, compute_dtype
+from fastclip.backends.base import Backend, Block, Packed, Problem, compute_dtype, kernels_on
 from fastclip.backends.cpu import CpuBackend
 from fastclip.backends.reference import ReferenceBackend
 from fastclip.backends.triton import TritonBackend
@@ -17,6 +17,7 @@ __all__ = [
     "available_backends",
     "compute_dtype",
     "get_backend",
+    "kernels_on",
     "resolve_backend",
     "unavailable_reason",
 ]

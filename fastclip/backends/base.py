@@ -7,6 +7,8 @@ A backend packs features once, then answers two questions about any block of row
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -230,6 +232,13 @@ class Backend(ABC):
             radial.masked_fill_((packed.inverse_norm >= 1 / EPS)[:, None], 0)
             total.addcmul_(packed.data, radial, value=-1).mul_(packed.inverse_norm[:, None])
         return total.to(dtype)
+
+
+@contextmanager
+def kernels_on(x: Tensor) -> Iterator[None]:
+    """Let kernels run on the device of x, which need not be the current one, in their own precision under autocast."""
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,7 @@ held-out tests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -158,8 +158,9 @@ def _objects(scenes: Scenes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 def _identity(scenes: Scenes) -> np.ndarray:
     """Return a number per scene, int64 ``(B,)``; equal scenes have equal numbers."""
     number = scenes.relation
+    kinds: tuple[Collection[str], ...] = (SIZES, TEXTURES, COLOURS, SHAPES)
     for which in (0, 1):
-        for part, choices in zip(_objects(scenes), (SIZES, TEXTURES, COLOURS, SHAPES), strict=True):
+        for part, choices in zip(_objects(scenes), kinds, strict=True):
             number = number * len(choices) + part[:, which]
     return number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections import Counter
 
 import numpy as np
@@ -57,8 +58,9 @@ class SplitSource(PairSource):
         """Return the test over the records kept, or none if there are none."""
         return self._test() if self.validation is None else self.validation.held_out()
 
+    @abstractmethod
     def _test(self) -> list[HeldOut]:
-        raise NotImplementedError
+        """Return the test over the records kept for validation."""
 
     def _records(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the records of training pairs, and the records that caption them."""

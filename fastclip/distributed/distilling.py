@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastclip import blockwise
-from fastclip.backends import compute_dtype
+from fastclip.backends import compute_dtype, kernels_on
 from fastclip.distributed.collectives import eager
 from fastclip.distributed.driver import Spec, StripDriver, own_columns
 from fastclip.distributed.exchange import exchange
@@ -60,7 +60,7 @@ class _Strip(torch.autograd.Function):
         need_grad: bool,
         ranks: Ranks,
     ) -> Tensor:
-        with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        with kernels_on(x):
             loss, *gradients = _walk_twice(ranks, (x, y, scale), teacher, spec, need_grad)
         # The features go along so that a second derivative finds a function that refuses, instead of a constant.
         ctx.save_for_backward(*gradients, x, y, scale)

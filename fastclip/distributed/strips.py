@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastclip import blockwise
-from fastclip.backends import compute_dtype
+from fastclip.backends import compute_dtype, kernels_on
 from fastclip.blockwise import Statistics
 from fastclip.distributed.collectives import all_gather_columns, eager
 from fastclip.distributed.driver import Spec, StripDriver, own_columns
@@ -60,7 +60,7 @@ class _Strip(torch.autograd.Function):
         if col_labels is not None:
             col_labels = all_gather_columns(ranks, col_labels, "all-gather of text labels")
         around = exchange(ranks)
-        with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        with kernels_on(x):
             strip = StripDriver(ranks, x, y, scale, bias, row_labels, col_labels, spec)
             statistics, products = strip.statistics(around)
             own = own_columns(ranks, statistics)
@@ -105,7 +105,7 @@ class _StripBackward(torch.autograd.Function):
         row_grad = torch.zeros_like(row_shift) if row_grad is None else row_grad.to(row_shift.dtype)
         if cols is not None:
             col_grad = row_shift.new_zeros(len(y)) if col_grad is None else col_grad.to(row_shift.dtype)
-        with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        with kernels_on(x):
             strip = StripDriver(ranks, x, y, scale, bias, row_labels, col_labels, spec)
             around = exchange(ranks, kept)
             gradients = strip.gradients(

@@ -175,8 +175,16 @@ class TextConfig:
             raise ValueError("projection_bias must be False where projection is False")
 
 
+class _Model:
+    """What configs of whole models have in common."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dicts of plain values, ready for JSON."""
+        return asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
+
+
 @dataclass(frozen=True)
-class ImageTowerConfig:
+class ImageTowerConfig(_Model):
     """Describe an image tower by itself; its arguments are CLIPConfig's."""
 
     vision: VisionConfig | ResNetConfig
@@ -186,13 +194,9 @@ class ImageTowerConfig:
     def __post_init__(self) -> None:
         _check_space(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested dicts of plain values, ready for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class TextTowerConfig:
+class TextTowerConfig(_Model):
     """Describe a text tower by itself; its arguments are CLIPConfig's."""
 
     text: TextConfig
@@ -202,13 +206,9 @@ class TextTowerConfig:
     def __post_init__(self) -> None:
         _check_space(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested dicts of plain values, ready for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(_Model):
     """Describe a CLIP: two towers, one space.
 
     Args:
@@ -241,10 +241,6 @@ class CLIPConfig:
     def text_tower(self) -> TextTowerConfig:
         """The text tower's part."""
         return TextTowerConfig(self.text, self.embed_dim, self.activation)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested dicts of plain values, ready for JSON."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

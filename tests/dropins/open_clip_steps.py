@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
-import logging
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -19,11 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-# torchvision's compiled part does not load on a CPU build of torch, but its Python describes two of its operators.
-_OPERATORS = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-sys.modules["transformers"] = None  # type: ignore[assignment]  # open_clip does without, and is imported sooner
+from benchmarks import torchvision_stub
+
+torchvision_stub.prepare()
 
 import lightly.loss  # noqa: E402
 import open_clip  # noqa: E402
@@ -36,6 +31,7 @@ from open_clip_train.train import train_one_epoch  # noqa: E402
 import fastclip  # noqa: E402
 import fastclip.open_clip as ours  # noqa: E402
 from tests.dropins.steps import Step, compare, model_step, step  # noqa: E402
+from tests.openclip import judge  # noqa: E402
 
 PAIRS, TOKENS, VOCABULARY, WIDTH = 12, 8, 64, 32
 NAMES = ("ClipLoss", "SigLipLoss", "CoCaLoss", "DistillClipLoss")
@@ -255,18 +251,5 @@ CASES: dict[str, Callable[[], list[str]]] = {
 }
 
 
-def main() -> None:
-    """Run all cases."""
-    logging.disable()
-    torch.set_num_threads(1)
-    result = {"open_clip": open_clip.__version__, "complaints": {}}
-    for name, case in CASES.items():
-        try:
-            result["complaints"][name] = case()
-        except Exception as error:  # one broken case says nothing of the others
-            result["complaints"][name] = [f"{type(error).__name__}: {error}"]
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    judge(CASES, open_clip.__version__)

@@ -5,9 +5,6 @@ Run by tests/models/test_open_clip_models.py with the interpreter of .venv-openc
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# torchvision's compiled part does not load on a CPU build of torch, but its Python describes two of its operators.
-_OPERATORS = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-sys.modules["transformers"] = None  # type: ignore[assignment]  # open_clip does without, and is imported sooner
+from benchmarks import torchvision_stub
+
+torchvision_stub.prepare()
 
 import open_clip  # noqa: E402
 import timm  # noqa: E402
@@ -38,6 +33,7 @@ from fastclip.models.transform import ImageTransform  # noqa: E402
 from fastclip.models.weights.open_clip import read_open_clip_config  # noqa: E402
 from tests.models.nasty import NASTY, names_a_token  # noqa: E402
 from tests.models.tiny import RESNET, SIGLIP, VIT, inputs, randomise  # noqa: E402
+from tests.openclip import judge  # noqa: E402
 
 TOLERANCE = 1e-5
 
@@ -205,18 +201,5 @@ CASES: dict[str, Callable[[], list[str]]] = {
 }
 
 
-def main() -> None:
-    """Run all cases."""
-    logging.disable()
-    torch.set_num_threads(1)
-    result: dict[str, Any] = {"open_clip": open_clip.__version__, "complaints": {}}
-    for name, case in CASES.items():
-        try:
-            result["complaints"][name] = case()
-        except Exception as error:  # one broken case says nothing of the others
-            result["complaints"][name] = [f"{type(error).__name__}: {error}"]
-    print(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    judge(CASES, open_clip.__version__)

@@ -9,26 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fastclip.models import CLIP, PRESETS, save
 from fastclip.train import checkpoint, metrics
 from fastclip.train.__main__ import main
 from fastclip.train.build import build_model_config, build_tokenizer
 from fastclip.train.config import Config, ConfigError, RunConfig
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
+from tests.train.painted import paint
 
 
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """Return the flags of a run of three steps over 24 pictures."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for i in range(24):
-        colour = list(COLOURS)[i % 4]
-        Image.new("RGB", (16, 16), COLOURS[colour]).save(pictures / f"{i:02}.png")
-        (pictures / f"{i:02}.txt").write_text(f"a {colour} picture, number {i}")
+    pictures = paint(tmp_path / "pictures", 24, lambda colour, i: f"a {colour} picture, number {i}")
     return ["--train-data", str(pictures), "--batch-size", "8", "--device", "cpu", "--steps", "3", "--lr", "3e-3",
             "--logs", str(tmp_path / "logs"), "--no-pictures", "--val-frequency", "0", "--workers", "0"]  # fmt: skip
 

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
-import torch
 
 from fastclip.data import open_source
 from fastclip.train.feed import Cursor, batches
 from fastclip.train.loop import Trainer
 from tests.data import formats
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Keep threads of a model this small from waiting for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def losses(trainer: Trainer, place: Path | str, cache: Path, workers: int) -> list[float]:

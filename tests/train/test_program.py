@@ -18,19 +18,18 @@ from fastclip.train import checkpoint, metrics
 from fastclip.train.__main__ import main
 from fastclip.train.config import Config, RunConfig
 from fastclip.train.program import run_folder
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
+from tests.train.painted import paint
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Make a folder of 48 pictures with captions beside them, and three that cannot be used."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(48):
-        colour = list(COLOURS)[i % 4]
-        Image.new("RGB", (24, 20 + i % 3), COLOURS[colour]).save(folder / f"{i:02}.png")
-        (folder / f"{i:02}.txt").write_text(f"a {colour} picture, number {i // 4}\n")
+    folder = paint(
+        tmp_path / "pictures",
+        48,
+        lambda colour, i: f"a {colour} picture, number {i // 4}\n",
+        size=lambda i: (24, 20 + i % 3),
+    )
     (folder / "page.jpg").write_text("<html>not found</html>")
     (folder / "page.txt").write_text("a page")
     (folder / "empty.png").write_bytes(b"")

@@ -135,10 +135,17 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):  # hidden names come first, proper ones replace them
-        name = path.name.removeprefix(".").removesuffix(".replaced")
-        if NAME.fullmatch(name) and path.name in (name, replaced(folder / name).name) and path.is_dir():
+        name = proper_name(path)
+        if name is not None and path.is_dir():
             found[int(name.removeprefix("step_"))] = path
     return [found[step] for step in sorted(found)]
+
+
+def proper_name(path: Path) -> str | None:
+    """Return the name `step_…` that a checkpoint has or, under its `.replaced` name, had; None for anything else."""
+    name = path.name.removeprefix(".").removesuffix(".replaced")
+    own = NAME.fullmatch(name) and path.name in (name, replaced(path.with_name(name)).name)
+    return name if own else None
 
 
 def replaced(path: Path) -> Path:

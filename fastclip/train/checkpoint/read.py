@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastclip.train.checkpoint.manifest import (
-    NAME,
     REQUIRED,
     CheckpointError,
     NoCheckpoint,
     checkpoints,
+    proper_name,
     read_manifest,
     verify,
 )
@@ -66,8 +66,7 @@ def find(run: RunConfig) -> Path:
             f"--resume {path} is a file; a checkpoint of this program is a folder step_… with "
             f"{', '.join(REQUIRED)} (pickled checkpoints are never opened: they can run code)"
         )
-    name = path.name.removeprefix(".").removesuffix(".replaced")
-    if NAME.fullmatch(name) and path.name in (name, f".{name}.replaced"):
+    if proper_name(path) is not None:
         return path  # also one that stands in for a later save of the same step, cut short
     for folder in (path, path / "checkpoints"):
         if found := checkpoints(folder):

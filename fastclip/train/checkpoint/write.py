@@ -20,6 +20,7 @@ from fastclip.train.checkpoint.manifest import (
     NAME,
     CheckpointError,
     checkpoints,
+    proper_name,
     replaced,
     verify,
     write_manifest,
@@ -162,8 +163,7 @@ def _remove(folder: Path, final: Path, keep: int) -> None:
         later.rename(target)
     for old in present[: max(0, place + 1 - keep)]:
         # Half of one must not keep its name: the next start would try it.
-        bare = old.name.removeprefix(".").removesuffix(".replaced")
-        gone = folder / f".{bare}.removed"
+        gone = folder / f".{proper_name(old)}.removed"
         shutil.rmtree(gone, ignore_errors=True)
         old.rename(gone)
     _clear(folder)
