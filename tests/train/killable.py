@@ -2,9 +2,10 @@
 
 One process that has imported everything forks a child for every start, so that twenty starts cost seconds. PLANS is a
 JSON object: the name of a run -> its kills, one for every start; after them the run may finish. A kill is
-{"operation": k, "seconds": s}: s seconds after the k-th operation on the run's files (`open`, `rename`, `mkdir`,
-`remove`, …; without "operation", after the start), and "ranks" names whom it hits (all without it). Prints a JSON
-object of how the starts ended, rank by rank.
+{"operation": k, "seconds": s}: s seconds after the k-th operation of the process on the run's files (`open`, `rename`,
+`mkdir`, `remove`, …), or {"checkpoint": k, "seconds": s}: s seconds after the start has saved its k-th checkpoint (0:
+after the start itself). "ranks" names whom it hits (all without it). Prints a JSON object of how the starts ended, rank
+by rank.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def start(run: Path, flags: list[str], ranks: int, kill: dict[str, Any]) -> list
     arguments = [*flags, "--logs", str(run.parent), "--name", run.name]
     if resumable:
         arguments += ["--resume", "latest"]
-    port, began = free_port(), time.monotonic()
+    port = free_port()
     victims = kill.get("ranks", list(range(ranks)))
     children = {}
     for rank in range(ranks):
@@ -51,8 +52,13 @@ def start(run: Path, flags: list[str], ranks: int, kill: dict[str, Any]) -> list
             child(run, arguments, rank, ranks, port, kill if rank in victims else {})
         children[pid] = rank
     ends: dict[int, str] = {}
-    due = began + (kill["seconds"] if kill and "operation" not in kill else PATIENCE)
+    due = time.monotonic() + PATIENCE
+    saved, newest = 0, newest_checkpoint(run)
     while len(ends) < ranks:
+        if saved == kill.get("checkpoint"):
+            due = min(due, time.monotonic() + kill["seconds"])
+        elif newest != (newest := newest_checkpoint(run)):
+            saved += 1
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             ends[children[pid]] = describe(status)
@@ -103,6 +109,11 @@ def die_at(operation: int, seconds: float, folder: str) -> None:
                 die()
 
     sys.addaudithook(watch)
+
+
+def newest_checkpoint(run: Path) -> str:
+    """Return the name of the checkpoint saved last, or ""."""
+    return max((path.name for path in run.glob("checkpoints/step_*")), default="")
 
 
 def describe(status: int) -> str:

@@ -86,5 +86,6 @@ def test_killed_at_20_random_moments(tmp_path: Path, flags: list[str], ranks: in
     if ranks > 1:  # rank 0 dies while it saves; rank 1 at any moment, in the middle of a collective
         for kill in kills[::2]:
             del kill["operation"]
-            kill |= {"seconds": choose.uniform(0.3, 1.2), "ranks": [1]}
-    assert disturb(tmp_path, [*flags, "--epochs", "12"], kills, ranks) >= 18
+            kill |= {"checkpoint": choose.randrange(2), "seconds": choose.uniform(0, 0.2), "ranks": [1]}
+    # Long enough that a fast machine has steps left for the last kill.
+    assert disturb(tmp_path, [*flags, "--epochs", "40"], kills, ranks) == len(kills)
