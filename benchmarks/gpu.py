@@ -130,6 +130,7 @@ def check(questions: Iterable[Question]) -> list[tuple[str, Finding]]:
     wide = replace(case, dtype=_F32, n=32768)
     jobs: list[tuple[str, Callable[[], list[Finding]]]] = [
         *((question.label, _solving(question)) for question in questions),
+        *((each.label, _distilling(each)) for each in (case.of_size(4096), wide.of_size(4096))),
         (case.label, lambda: gpu_checks.repeatable(case)),
         (case.label, lambda: gpu_checks.unsynced(case)),
         (case.label, lambda: gpu_checks.replayed(case)),
@@ -152,6 +153,10 @@ def check(questions: Iterable[Question]) -> list[tuple[str, Finding]]:
 
 def _solving(question: Question) -> Callable[[], list[Finding]]:
     return lambda: oracle.solved(question)
+
+
+def _distilling(case: Case) -> Callable[[], list[Finding]]:
+    return lambda: gpu_checks.distilled(case)
 
 
 def timed(series: Iterable[Series], clock: Clock) -> Iterator[Row]:

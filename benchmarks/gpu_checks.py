@@ -4,15 +4,18 @@ repeatable   the same bits twice
 unsynced     a step waits for nothing on the host
 replayed     a CUDA graph captured once gives what an ordinary step gives, bit for bit, on other inputs
 bounded      peak memory beside features and gradients
+distilled    distillation, which benchmarks/oracle.py does not know, against the reference backend in float64
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+import fastclip
 from benchmarks import measure
 from benchmarks.cases import Case, Inputs
 from benchmarks.contenders import Loss, contender, step
@@ -97,6 +100,25 @@ def bounded(case: Case, who: str = "fastclip triton") -> tuple[Finding, int]:
     inputs.clear_gradients()
     peak = measure.extra_memory(lambda: step(loss, inputs), case.device) or 0
     return Finding("peak memory", peak / memory_bound(case)), peak
+
+
+def distilled(case: Case, who: str = "fastclip triton") -> list[Finding]:
+    """Distil from a teacher twice as wide; whole gradients are held against float64's."""
+    teacher = [t.detach() for t in list(replace(case, d=2 * case.d).inputs(seed=1))[:3] if t is not None]
+    rounding = torch.finfo(case.dtype).eps
+    bounds = {"loss": 1e-5, "dx": 4 * 2.0**-20 + rounding, "dy": 4 * 2.0**-20 + rounding, "dscale": 1e-5}
+    answers = []
+    for inputs, taught, backend in (
+        (case.inputs(), teacher, who.removeprefix("fastclip ")),
+        (case.inputs().double(), [t.double() for t in teacher], "reference"),
+    ):
+        leaves = [t for t in inputs if t is not None]
+        loss = fastclip.distill_loss(*leaves, *taught, normalize=True, backend=backend)
+        answers.append([loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, leaves))])
+    return [
+        Finding(f"distillation, {name}", ((ours - exact).norm() / exact.norm()).item() / bounds[name])
+        for name, ours, exact in zip(bounds, *answers, strict=True)
+    ]
 
 
 def memory_bound(case: Case) -> int:

@@ -172,29 +172,25 @@ def differences(
 ) -> tuple[Tensor, Gradients]:
     """Walk two matrices of one shape at once, with coefficients P and Q of softmaxes without positives.
 
-    Subtracted block by block, before anything is summed: where student and teacher agree, no digits cancel later.
-
     Returns:
         ``sum of Q * z``, z the student's logits, 0-d; and the gradients that ``G = P - Q`` gives the student, of
         features in the compute dtype, of bias none.
     """
     m, n, device = len(student.x), len(student.y), student.x.data.device
-    sums_dtype, wide = backend.sums_dtype(dtype), compute_dtype(dtype)
-    dx = torch.zeros(m, student.x.width, dtype=wide, device=device) if need_grad else None
-    dy = torch.zeros(n, student.y.width, dtype=wide, device=device) if need_grad else None
-    taught, dscale = (torch.zeros((), dtype=sums_dtype, device=device) for _ in range(2))
-    for block in blocks(backend, m, n):
-        similarities = backend.similarities(student.x, student.y, block)
-        q = torch.empty_like(similarities)
-        backend.coefficients(teacher, block, weights[1], None, q)
-        taught += student.scale * (q * similarities).sum(dtype=sums_dtype)
-        if dx is not None and dy is not None:
-            g = torch.empty_like(similarities)
-            backend.coefficients(student, block, weights[0], similarities, g)
-            g -= q
-            dscale += (g * similarities).sum(dtype=sums_dtype)
-            backend.add_product(dx[block.rows], g, student.y, block.cols)
-            backend.add_product(dy[block.cols], g.mT, student.x, block.rows)
+    wide = compute_dtype(dtype)
+    dx = torch.empty(m, student.x.width, dtype=wide, device=device) if need_grad else None
+    dy = torch.empty(n, student.y.width, dtype=wide, device=device) if need_grad else None
+    shape = backend.coefficients_shape(student)
+    scratch = _scratch(backend, student, shape) if need_grad else None
+    parts = []
+    for block in _cover(m, n, shape):
+        g = None if scratch is None else backend.scratch_of(scratch, block)
+        parts.append(backend.difference(student, teacher, block, weights, g))
+        if g is not None and dx is not None and dy is not None:
+            backend.add_product(dx[block.rows], g, student.y, block.cols, fresh=block.cols.start == 0)
+            backend.add_product(dy[block.cols], g.mT, student.x, block.rows, fresh=block.rows.start == 0)
+    totals = backend.totals(student, weights[0], parts)
+    dscale, taught = (torch.as_tensor(t, dtype=backend.sums_dtype(dtype), device=device) for t in totals)
     if dx is not None and dy is not None:
         # Wide until the upstream gradient is known: times 1 / M, a loss scaler's float16 would underflow.
         dx = backend.finish(dx, student.x, student.y, weights[0], student.scale, wide)

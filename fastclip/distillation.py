@@ -86,7 +86,7 @@ def distill_loss(
         scale = validation.check_scalar("logit_scale", logit_scale, like)
         teacher_scale = validation.check_scalar("teacher_logit_scale", teacher_logit_scale, like).detach()
         need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, scale))
-        name = _resolve(backend, x)
+        name = resolve_backend(backend, x.device, x.dtype)
         teacher = (tx.detach().to(x.dtype), ty.detach().to(x.dtype), teacher_scale)
         rows = x.shape[0]
         if ranks is None:
@@ -110,20 +110,8 @@ def distill_loss(
         return loss if reduction == "mean" else loss * rows
 
 
-def _resolve(name: str, x: Tensor) -> str:
-    """Return the backend to use: one whose coefficients are plain numbers, for p and q are subtracted from another."""
-    resolved = resolve_backend(name, x.device, x.dtype)
-    if get_backend(resolved).plain_coefficients:
-        return resolved
-    if name == "auto":
-        return "reference"
-    raise RuntimeError(
-        f"backend={name!r} cannot run distillation: its coefficients are in units of their own. Use backend='auto'"
-    )
-
-
-def _distill(
-    backend: Backend, student: Problem, teacher: Problem, dtype: torch.dtype, need_grad: bool
+def walk_twice(
+    backend: Backend, student: Problem, teacher: Problem, dtype: torch.dtype, *, need_grad: bool
 ) -> tuple[Tensor, Gradients]:
     """Walk the blocks twice; return the loss and its gradients."""
     like: dict[str, Any] = {"dtype": backend.sums_dtype(dtype), "device": student.x.data.device}
@@ -160,7 +148,7 @@ def _distill_op(
     with kernels_on(x):
         student = blockwise.pose(runner, x, y, scale, *how)
         teacher = blockwise.pose(runner, teacher_x, teacher_y, teacher_scale, *how)
-        loss, gradients = _distill(runner, student, teacher, x.dtype, need_grad)
+        loss, gradients = walk_twice(runner, student, teacher, x.dtype, need_grad=need_grad)
     loss = loss.to(compute_dtype(x.dtype))
     dx, dy = (loss.new_empty(0) if t is None else t for t in (gradients.x, gradients.y))
     return loss, dx, dy, gradients.scale.to(scale.dtype)

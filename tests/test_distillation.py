@@ -11,7 +11,9 @@ from torch.library import opcheck
 import fastclip
 from fastclip.backends import cpu, reference
 
-BACKENDS = [name for name in fastclip.available_backends() if name in ("reference", "cpu")]
+BACKENDS = fastclip.available_backends()
+
+DTYPES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +47,11 @@ def oracle(inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 4e-3)]
-)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (50, 50), (30, 97)])
-def test_value_and_gradients(
-    backend: str, dtype: torch.dtype, tolerance: float, shape: tuple[int, int]
-) -> None:
+def test_value_and_gradients(backend: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("no float64 on triton")
     inputs = batch(*shape, dtype)
     loss = fastclip.distill_loss(**inputs, normalize=True, backend=backend)
     loss.backward()
@@ -59,7 +59,26 @@ def test_value_and_gradients(
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
     for name, gradient in zip(("image_features", "text_features", "logit_scale"), gradients, strict=True):
         got = inputs[name].grad.double()
-        assert (got - gradient).norm() <= tolerance * gradient.norm() + 1e-12, name
+        # Of one pair p and q are both 1: triton's weights are float32, and leave 2^-23 of difference.
+        floor = 1e-6 if backend == "triton" and shape == (1, 1) else 1e-12
+        assert (got - gradient).norm() <= DTYPES[dtype] * gradient.norm() + floor, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_comes_out(backend: str, bad: float) -> None:
+    inputs = batch(9, 9, torch.float32)
+    with torch.no_grad():
+        inputs["text_features"][3, 4] = bad
+    assert not fastclip.distill_loss(**inputs, backend=backend).isfinite()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_value_alone(backend: str) -> None:
+    inputs = batch(50, 50, torch.float32)
+    with torch.no_grad():
+        value = fastclip.distill_loss(**inputs, normalize=True, backend=backend)
+    assert value.item() == pytest.approx(oracle(inputs)[0].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

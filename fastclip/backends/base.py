@@ -79,8 +79,6 @@ class Backend(ABC):
     name: str
     #: Whether `statistics` can leave a block's products behind for `coefficients` (the driver's workspace).
     keeps_products: bool = False
-    #: Whether `coefficients` writes G itself, in the compute dtype, rather than in a layout or unit of its own.
-    plain_coefficients: bool = True
 
     @abstractmethod
     def unavailable_reason(self) -> str | None:
@@ -191,10 +189,38 @@ class Backend(ABC):
         ``products``: what `statistics` left of this block, or None.
         """
 
+    def difference(
+        self,
+        student: Problem,
+        teacher: Problem,
+        block: Block,
+        weights: tuple[Coefficients, Coefficients],
+        out: Tensor | None,
+    ) -> Any:
+        """Write ``G = P - Q`` of a block to ``out`` (None: not wanted), P the student's coefficients, Q the teacher's.
+
+        Both of softmaxes without positives, from the same upstream gradients. Subtracted entry by entry: where student
+        and teacher agree, no digits cancel later. Returns the block's part of (sum of G * S, sum of Q * z), S and z the
+        student's similarities and logits, for `totals`.
+        """
+        like = weights[0].row_shift
+        similarities = self.similarities(student.x, student.y, block)
+        q = torch.empty_like(similarities)
+        self.coefficients(teacher, block, weights[1], None, q)
+        taught = student.scale * (q * similarities).sum(dtype=like.dtype)
+        if out is None:
+            return like.new_zeros(()), taught
+        self.coefficients(student, block, weights[0], similarities, out)
+        out -= q
+        return (out * similarities).sum(dtype=like.dtype), taught
+
     def totals(
         self, problem: Problem, weights: Coefficients, parts: list[Any]
     ) -> tuple[Tensor | float, Tensor | float]:
-        """Return (sum of G * S, sum of G), S the unscaled similarities, from all blocks' parts in order."""
+        """Return (sum of G * S, sum of G), S the unscaled similarities, from all blocks' parts in order.
+
+        Of `difference`: (sum of G * S, sum of Q * z).
+        """
         return sum(gs for gs, _ in parts), sum(g for _, g in parts)
 
     def add_product(

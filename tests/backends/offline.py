@@ -26,13 +26,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from fastclip import blockwise
+from fastclip import blockwise, distillation
 from fastclip.backends import get_backend
 from fastclip.backends.triton import plan as planning
 from fastclip.objectives import Objective
 
 #: Streaming multiprocessors of the A100, RTX 3090, H100, B200 and RTX 5090.
 PROCESSORS = {"8.0": 108, "8.6": 82, "9.0": 132, "10.0": 148, "12.0": 170}
+
+#: What losses ask for: an objective, or a student's softmax less a teacher's.
+KINDS = (*(objective.value for objective in Objective), "distillation")
 
 #: By variant: the features' dtype, and whether they are normalised by the kernels.
 VARIANTS = {
@@ -122,6 +125,13 @@ def step(objective: str, variant: str, width: int, small: bool) -> None:
     dtype, normalize = VARIANTS[variant]
     m, n, columns, many = 600, 1100, objective == "softmax", objective == "multi_sigmoid"
     x, y = (torch.zeros(rows, width, dtype=dtype) for rows in (m, n))
+    if objective == "distillation":
+        student, teacher = (
+            blockwise.pose(backend, *pair, torch.tensor(10.0), None, None, Objective.SOFTMAX, normalize, None)
+            for pair in ((x, y), (x.repeat(1, 2), y.repeat(1, 2)))
+        )
+        distillation.walk_twice(backend, student, teacher, dtype, need_grad=True)
+        return
     bias = None if columns else torch.tensor(-10.0)
     labels = (torch.zeros(m, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)) if small or many else None
     problem = blockwise.pose(
@@ -183,7 +193,7 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--capability", choices=PROCESSORS, default="9.0")
     add("--variants", choices=VARIANTS, nargs="+", default=tuple(VARIANTS))
-    add("--objectives", choices=[o.value for o in Objective], nargs="+", default=("softmax", "sigmoid"))
+    add("--objectives", choices=KINDS, nargs="+", default=("softmax", "sigmoid"))
     add("--width", type=int, default=512)
     add("--only", nargs="+", default=(), metavar="KERNEL")
     add("--small", action="store_true", help="what small problems with labels launch")

@@ -20,6 +20,7 @@ from fastclip import blockwise
 from fastclip.backends import Block, get_backend
 from fastclip.backends.base import Problem
 from fastclip.objectives import Objective, Sums
+from tests import test_distillation as distillation
 from tests.acceptance import Judge
 from tests.formulas import NAMES, Case, fused, run
 from tests.regimes import judge, normal, random, unit
@@ -152,6 +153,36 @@ def test_main_kernels_in_every_regime(name: str, dtype: torch.dtype) -> None:
     with plans():
         judged = judge("clip", name, dtype)
         assert judged.violations(judged.run(fused("triton"))) == []
+
+
+# Distillation.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact", "tolerance"), [(F32, False, 2e-6), (F32, True, 2e-6), (BF16, False, 4e-3)], ids=str
+)
+def test_a_teachers_coefficients_are_subtracted(dtype: torch.dtype, exact: bool, tolerance: float) -> None:
+    inputs = distillation.batch(70, 75, dtype)
+    with plans(exact=exact, blocks=(32, 64)):
+        loss = fastclip.distill_loss(**inputs, normalize=True, backend="triton")
+    loss.backward()
+    expected, gradients = distillation.oracle(inputs)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, gradient in zip(("image_features", "text_features", "logit_scale"), gradients, strict=True):
+        assert (inputs[name].grad - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+def test_digits_stay_where_a_student_is_nearly_its_teacher() -> None:
+    # Coefficients are rounded to fp16 after the subtraction: their error is that of the small difference.
+    inputs = distillation.batch(48, 64, BF16)
+    for side in ("image_features", "text_features"):
+        inputs[f"teacher_{side}"] = inputs[side].detach()
+    inputs["teacher_logit_scale"] = 9.0 * (1 + 1e-3)
+    with plans(blocks=(32, 64)):
+        fastclip.distill_loss(**inputs, normalize=True, backend="triton").backward()
+    _, gradients = distillation.oracle(inputs)
+    error = (inputs["image_features"].grad.double() - gradients[0]).norm() / gradients[0].norm()
+    assert error.item() < 1e-2
 
 
 # The shift that all sums share, and what happens where it is too large.

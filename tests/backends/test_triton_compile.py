@@ -114,8 +114,13 @@ def test_newer_gpus(tmp_path: Path, capability: str) -> None:
     ("capability", "variants"), [("8.0", ("half", "float32")), ("9.0", ("half", "factors", "float32"))]
 )
 def test_everything_compiles(tmp_path: Path, capability: str, variants: tuple[str, ...]) -> None:
-    kernels = compiled(tmp_path, capability, "--variants", *variants)
-    for objective, variant in product(("softmax", "sigmoid"), variants):
+    losses = ("softmax", "sigmoid", "distillation")
+    kernels = compiled(tmp_path, capability, "--variants", *variants, "--objectives", *losses)
+    for variant in variants:
+        assert ("tile_coefficients", variant, "distillation") in {
+            (kernel["name"], kernel["variant"], kernel["objective"]) for kernel in kernels
+        }
+    for objective, variant in product(losses[:2], variants):
         names = {k["name"] for k in kernels if (k["objective"], k["variant"]) == (objective, variant)}
         assert {*MAIN, "edge_statistics", "tile_coefficients"} <= names
     assert {*VECTORS, *GENERAL} <= {kernel["name"] for kernel in kernels}

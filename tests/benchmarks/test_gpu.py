@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,19 @@ def test_the_memory_bound_is_the_issues() -> None:
     assert gpu_checks.memory_bound(case) == 2 * gib + 2 * gib + 2 * gib + 768 * 2**20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_distillation_is_held_against_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, who = Case("softmax", 40, 16, dtype), f"fastclip {BACKEND}"
+    assert all(finding.passed for finding in gpu_checks.distilled(case, who))
+    right = fastclip.distill_loss
+
+    def wrong(*args: Any, backend: str, **options: Any) -> torch.Tensor:
+        return right(*args, backend=backend, **options) * (1 if backend == "reference" else 1.02)
+
+    monkeypatch.setattr(fastclip, "distill_loss", wrong)
+    assert not any(finding.passed for finding in gpu_checks.distilled(case, who))
+
+
 # The command.
 
 
@@ -143,10 +157,10 @@ def test_a_check_that_cannot_run_is_broken(
         raise RuntimeError("an illegal memory access")
 
     monkeypatch.setattr(oracle, "solved", fail)
-    for name in ("repeatable", "unsynced", "replayed", "bounded"):
+    for name in ("repeatable", "unsynced", "replayed", "bounded", "distilled"):
         monkeypatch.setattr(gpu_checks, name, fail)
     checks = gpu.check(QUESTIONS)
-    assert len(checks) == len(QUESTIONS) + 5
+    assert len(checks) == len(QUESTIONS) + 7
     assert not any(finding.passed for _, finding in checks)
     assert "BROKEN  clip, N = 4,096" in capsys.readouterr().out
 

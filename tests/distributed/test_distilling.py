@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import fastclip
 import fastclip.open_clip
 from tests.distributed.oracle import Answer, Batch, Layout
 from tests.distributed.pool import Pool
-from tests.distributed.test_exact import MODES, differences
+from tests.distributed.test_exact import MODES, differences, needs_interpreter
 
 TEACHER_SCALE = 2.3
 
@@ -37,12 +39,14 @@ def differentiate(
     return Answer(value.detach(), x.grad, y.grad, scale.grad, None)  # type: ignore[arg-type]
 
 
-def on_rank(batch: Batch, options: dict[str, Any]) -> Answer:
+def on_rank(batch: Batch, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Answer:
     """Run on a rank: the loss of its shard of student and teacher."""
+    if options.get("backend") == "triton":
+        os.environ["TRITON_INTERPRET"] = "1"
     rank, layout = dist.get_rank(), batch.layout
     (rows, cols) = (slice(sum(part[:rank]), sum(part[: rank + 1])) for part in (layout.rows, layout.cols))
     tx, ty = teacher_of(batch)
-    return differentiate(batch.shard(rank), (tx[rows], ty[cols]), group=dist.group.WORLD, **options)
+    return differentiate(batch.shard(rank), (tx[rows], ty[cols]), dtype, group=dist.group.WORLD, **options)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -56,6 +60,19 @@ def test_equals_the_whole_batch(ranks: Pool, world: int, layout: str, mode: str)
         answers = ranks.run(on_rank, world, batch, {**options, "mode": mode})
         exact = differentiate(batch, teacher_of(batch), **options)
         assert differences(answers, exact, batch) == []
+
+
+@pytest.mark.slow
+@needs_interpreter
+@pytest.mark.parametrize("mode", MODES)
+def test_triton_backend(ranks: Pool, mode: str) -> None:
+    batch = Batch.random(Layout.named("uneven", 3))
+    batch = replace(batch, x=batch.x.float().double(), y=batch.y.float().double())
+    teacher = tuple(features.float().double() for features in teacher_of(batch))
+    options = {"normalize": True, "mode": mode}
+    answers = ranks.run(on_rank, 3, batch, {**options, "backend": "triton"}, torch.float32, limit=300)
+    exact = differentiate(batch, teacher, backend="reference", **options)
+    assert differences(answers, exact, batch, rtol=3e-5) == []
 
 
 def disagreeing() -> str:

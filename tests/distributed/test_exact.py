@@ -215,10 +215,13 @@ def triton_ranks(batch: Batch, losses: list[Loss], mode: str) -> list[Answer]:
     return [in_dtype(batch, loss, torch.float32, {"backend": "triton", "mode": mode}) for loss in losses]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_interpreter = pytest.mark.skipif(
     find_spec("triton") is None or torch.cuda.is_available(), reason="needs Triton's interpreter"
 )
+
+
+@pytest.mark.slow
+@needs_interpreter
 @pytest.mark.parametrize("mode", MODES)
 def test_triton_backend(ranks: Pool, mode: str) -> None:
     batch = Batch.random(Layout.named("empty shard", 3))

@@ -25,7 +25,6 @@ class TritonBackend(Backend):
     """Packed fp16 operands, fp32 accumulation, statistics in double precision. Triton is imported at the first use."""
 
     name = "triton"
-    plain_coefficients = False  # times a power of two, and where 16-bit rows are normalised by their norms
 
     def unavailable_reason(self) -> str | None:
         if find_spec("triton") is None:
@@ -104,6 +103,16 @@ class TritonBackend(Backend):
         self, problem: Problem, block: Block, weights: Coefficients, products: Tensor | None, out: Tensor
     ) -> Any:
         return _module("backward").coefficients(problem, block, weights, out)
+
+    def difference(
+        self,
+        student: Problem,
+        teacher: Problem,
+        block: Block,
+        weights: tuple[Coefficients, Coefficients],
+        out: Tensor | None,
+    ) -> Any:
+        return _module("backward").difference(student, teacher, block, weights, out)
 
     def totals(self, problem: Problem, weights: Coefficients, parts: list[Any]) -> tuple[Any, Any]:
         return tuple(_module("backward").total(problem, weights, parts))

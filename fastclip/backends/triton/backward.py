@@ -15,7 +15,7 @@ from fastclip.backends.triton import plan as planning
 from fastclip.backends.triton import weights as kernels
 from fastclip.backends.triton.forward import prepared
 from fastclip.backends.triton.plan import Plan
-from fastclip.backends.triton.spec import Spec, Weights
+from fastclip.backends.triton.spec import Spec, Teacher, Weights
 from fastclip.objectives import Coefficients, Objective, Sums
 
 
@@ -130,8 +130,38 @@ def coefficients(problem: Problem, block: Block, weights: TritonWeights, out: Te
     return totals.sum(dim=1, keepdim=True, dtype=torch.float64)  # a million pairs have thousands of blocks
 
 
+def difference(
+    student: Problem,
+    teacher: Problem,
+    block: Block,
+    weights: tuple[TritonWeights, TritonWeights],
+    out: Tensor | None,
+) -> Tensor:
+    """Write a block's coefficients, the student's less the teacher's, to ``out`` (halves, rows, cols), or nowhere.
+
+    Both have the same power: without positives it depends on the upstream gradients alone, which they share. Returns
+    partial sums (2, count) for `total`: of G S, and of the teacher's coefficients times the student's logits.
+    """
+    plan = planning.plan_for(student)
+    spec, taught = (
+        replace(
+            arguments.spec_of(problem, plan.general, columns=weights[0].col_shift.numel() > 0),
+            exact=plan.exact,
+        )
+        for problem in (student, teacher)
+    )
+    spec = replace(spec, teacher=taught)
+    programs = plan.programs(arguments.count_of(spec, block), plan.general)
+    totals = torch.empty(2, programs, dtype=torch.float32, device=student.x.data.device)
+    reads = Teacher(
+        *(teacher.x.data, teacher.y.data, *arguments.sides(teacher), prepared(teacher), _weights(weights[1]))
+    )
+    _tile_coefficients(student, block, plan, weights[0], out, totals, spec, reads)
+    return totals
+
+
 def total(problem: Problem, weights: TritonWeights, parts: list[Tensor]) -> Tensor:
-    """Return (sum of G S, sum of G), float64, from what `coefficients` returned for every block."""
+    """Return (sum of G S, sum of G), float64, from what `coefficients` (or `difference`) returned for every block."""
     partial = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     out = torch.empty(2, dtype=torch.float64, device=partial.device)
     kernels.total[(2,)](
@@ -145,14 +175,16 @@ def _tile_coefficients(
     block: Block,
     plan: Plan,
     weights: TritonWeights,
-    out: Tensor,
+    out: Tensor | None,
     totals: Tensor,
     spec: Spec,
+    teacher: Teacher | None = None,
 ) -> None:
+    halves = (None, None) if out is None else (out[0], out[1] if len(out) == 2 else None)
     tiles.tile_coefficients[(totals.shape[1],)](
         *(problem.x.data, problem.y.data, *arguments.sides(problem), prepared(problem), _weights(weights)),
-        *((out[0], out[1] if len(out) == 2 else None), tuple(totals), arguments.flags_of(weights.flags)),
-        *(arguments.place(problem, block), out.stride(1), spec),
+        *(teacher, halves, tuple(totals), arguments.flags_of(weights.flags)),
+        *(arguments.place(problem, block), 0 if out is None else out.stride(1), spec),
         **arguments.options(plan.general),
     )
 

@@ -33,6 +33,7 @@ class Spec:
     )
     tma: bool = False  # operands (and the main kernel's output) are tensor descriptors, not pointers
     guard: str = ""  # "flagged", "clear": do nothing unless some flag, or no flag, is set
+    teacher: Spec | None = None  # distillation: whose coefficients are subtracted
     edges: int = 0  # BLOCK_N of the main coefficient kernel: only what that leaves out; 0: everything
     block_m: int = 128
     block_n: int = 128
@@ -85,6 +86,17 @@ class Weights(NamedTuple):
     col_factor: Any
     col_shifted: Any
     positive: Any
+
+
+class Teacher(NamedTuple):
+    """What else distillation reads: the teacher's problem; place and tiles are the student's."""
+
+    x: Any
+    y: Any
+    row_side: Any
+    col_side: Any
+    logit: Any
+    weights: Any
 
 
 class Pair(NamedTuple):

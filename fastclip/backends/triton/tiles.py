@@ -3,7 +3,8 @@
     acc = X Yᵀ over packed halves      s = acc [· r_i c_j]      t: the logit in log2 units (2^t is one instruction)
     statistics    softmax: per row and column of the tile (max t, sum 2^(t - max)) over negatives;
                   sigmoid: per row the sum of softplus(z)
-    coefficients  softmax: g = R_i 2^(t - a_i) + C_j 2^(t - b_j); sigmoid: g = R_i s(z); positives: P_i
+    coefficients  softmax: g = R_i 2^(t - a_i) + C_j 2^(t - b_j); sigmoid: g = R_i s(z); positives: P_i;
+                  distillation: the student's softmax g less the teacher's
 
 Shapes: M rows, N columns, D features (padded); a tile is BLOCK_M x BLOCK_N, a step of its product BLOCK_D. A *strip*
 is BLOCK_N columns. Partial results go to memory of their own and are summed in a fixed order: same inputs, same bits.
@@ -217,17 +218,33 @@ def edge(index, tiles_n, place, spec: tl.constexpr):
     return pm * BLOCK_M, strip * EDGES + part * spec.block_n, exists
 
 
+@triton.jit
+def softmax_coefficients(t, rows, cols, weights, place, spec: tl.constexpr):
+    """Return R_i 2^(t - a_i) + C_j 2^(t - b_j) of a tile."""
+    inside_m, inside_n = rows < place.row_end, cols < place.col_end
+    factor = tl.load(weights.row_factor + rows, mask=inside_m, other=0.0)[:, None]
+    shift = tl.load(weights.row_shift + rows, mask=inside_m, other=0.0)[:, None]
+    g = factor * tl.exp2(t - shift)
+    if spec.columns:
+        factor = tl.load(weights.col_factor + cols, mask=inside_n, other=0.0)[None, :]
+        shift = tl.load(weights.col_shift + cols, mask=inside_n, other=0.0)[None, :]
+        g += factor * tl.exp2(t - shift)
+    return g
+
+
 @triton.jit(do_not_specialize=["place", "stride"])
 def tile_coefficients(
-    x, y, row_side, col_side, logit, weights, out, totals, flags, place, stride, spec: tl.constexpr
+    x, y, row_side, col_side, logit, weights, teacher, out, totals, flags, place, stride, spec: tl.constexpr
 ):
     """Write the coefficients of a block's tiles (all, or the edges), as many programs as there are sharing them.
 
     out: (hi, lo), each (rows of the block, stride), lo None if there is none; times r_i c_j where products need that.
-    totals: (sum of G·s, sum of G), one number a program each.
+    totals: (sum of G·s, sum of G), one number a program each. With a teacher: (sum of G·s, sum of the teacher's
+    coefficients times the student's z), and hi may be None, too.
     """
     BLOCK_M: tl.constexpr = spec.block_m
     BLOCK_N: tl.constexpr = spec.block_n
+    TAUGHT: tl.constexpr = spec.teacher
     height, width = place.row_end - place.row, place.col_end - place.col
     tiles_m, tiles_n = tl.cdiv(height, BLOCK_M), tl.cdiv(width, BLOCK_N)
     tiles = tiles_m * tiles_n
@@ -248,24 +265,29 @@ def tile_coefficients(
         if exists:
             row, col = place.row + row, place.col + col
             rows, cols = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
+            if TAUGHT is not None:  # first: only one of the two products is ever held
+                q = product(teacher.x, teacher.y, teacher.logit, row, col, TAUGHT)
+                q = with_factors(q, rows, cols, place, teacher.row_side, teacher.col_side, TAUGHT)
+                q = logits(q, teacher.logit, TAUGHT)
+                q = softmax_coefficients(q, rows, cols, teacher.weights, place, TAUGHT)
             s = with_factors(
                 product(x, y, logit, row, col, spec), rows, cols, place, row_side, col_side, spec
             )
             t = logits(s, logit, spec)
             summed, positive, shared = roles(rows, cols, place, row_side, col_side, spec)
             inside_m, inside_n = rows < place.row_end, cols < place.col_end
-            factor = tl.load(weights.row_factor + rows, mask=inside_m, other=0.0)[:, None]
             if spec.objective == "softmax":
-                shift = tl.load(weights.row_shift + rows, mask=inside_m, other=0.0)[:, None]
-                g = factor * tl.exp2(t - shift)
-                if spec.columns:
-                    factor = tl.load(weights.col_factor + cols, mask=inside_n, other=0.0)[None, :]
-                    shift = tl.load(weights.col_shift + cols, mask=inside_n, other=0.0)[None, :]
-                    g += factor * tl.exp2(t - shift)
-            elif spec.objective == "multi_sigmoid":
-                g = factor * tl.where(shared, -sigmoid(-t), sigmoid(t))
+                g = softmax_coefficients(t, rows, cols, weights, place, spec)
             else:
-                g = factor * sigmoid(t)
+                factor = tl.load(weights.row_factor + rows, mask=inside_m, other=0.0)[:, None]
+                if spec.objective == "multi_sigmoid":
+                    g = factor * tl.where(shared, -sigmoid(-t), sigmoid(t))
+                else:
+                    g = factor * sigmoid(t)
+            if TAUGHT is not None:
+                g -= q
+                z = s * (tl.load(logit) * LN_2)
+                g_total += tl.sum(tl.sum(tl.where(summed, q * z, 0.0), 1), 0)
             g = tl.where(summed, g, 0.0)
             if spec.diagonal:
                 g = tl.where(positive, tl.load(weights.positive + rows, mask=inside_m, other=0.0)[:, None], g)
@@ -275,9 +297,10 @@ def tile_coefficients(
             g = with_factors(g, rows, cols, place, row_side, col_side, spec)
             at = (rows - place.row).to(tl.int64)[:, None] * stride + (cols - place.col)[None, :]
             inside = inside_m[:, None] & inside_n[None, :]
-            hi = g.to(out[0].dtype.element_ty)
-            tl.store(out[0] + at, hi, mask=inside)
-            if spec.halves == 2 and not spec.exact:
-                tl.store(out[1] + at, ((g - hi.to(tl.float32)) * LO_POWER).to(tl.float16), mask=inside)
+            if out[0] is not None:
+                hi = g.to(out[0].dtype.element_ty)
+                tl.store(out[0] + at, hi, mask=inside)
+                if spec.halves == 2 and not spec.exact:
+                    tl.store(out[1] + at, ((g - hi.to(tl.float32)) * LO_POWER).to(tl.float16), mask=inside)
     tl.store(totals[0] + tl.program_id(0), gs_total)
     tl.store(totals[1] + tl.program_id(0), g_total)
