@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,19 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="default: all")
     parser.add_argument("--regimes", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="only what runs there; default: all that runs here"
+    )
+    parser.add_argument("--seconds", type=float, help="leave out what does not fit; default: no limit")
     options = parser.parse_args(arguments)
+    end = None if options.seconds is None else time.monotonic() + options.seconds
     torch.set_num_threads(1)  # small problems; results do not depend on it
     rows = []
-    for row in measure(options.dtypes, options.regimes):
+    for row in measure(options.dtypes, options.regimes, options.device):
         rows.append(row)
+        if end is not None and time.monotonic() > end:
+            print(f"left out for want of time: all cases after {row.objective}, {row.name}, {row.dtype}")
+            break
         if sys.stderr.isatty():
             print(f"\r{len(rows)} cases", end="", file=sys.stderr, flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +118,10 @@ def main(arguments: list[str]) -> int:
     return 1 if broken else 0
 
 
-def measure(dtypes: Sequence[str], regimes: Sequence[str] | None = None) -> Iterator[Row]:
-    """Run every case, or those of some regimes, on every backend that takes it."""
+def measure(
+    dtypes: Sequence[str], regimes: Sequence[str] | None = None, only: str | None = None
+) -> Iterator[Row]:
+    """Run every case, or those of some regimes, on every backend that takes it; if given, on one type of device."""
     for dtype in dtypes:
         for objective, name in (*CASES, *LARGE_CASES):
             if regimes is not None and name not in regimes:
@@ -118,6 +129,8 @@ def measure(dtypes: Sequence[str], regimes: Sequence[str] | None = None) -> Iter
             judged = judge(objective, name, getattr(torch, dtype))
             cells, shares = {"torch": worst_of([cell(judged, plain) for plain in judged.plain])}, {}
             for backend, device in places():
+                if only not in (None, device):
+                    continue
                 large = (objective, name) in LARGE_CASES and (backend, device) == ("triton", "cpu")
                 reason = get_backend(backend).unsupported_reason(torch.device(device), judged.dtype)
                 if large or reason is not None:  # the interpreter takes minutes for a large case

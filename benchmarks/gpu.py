@@ -3,8 +3,9 @@
 First what is right: all regimes of the tests against float64, a table like docs/accuracy.md; then larger problems up
 to N = 65,536: sampled rows against float64 (benchmarks/oracle.py), same bits twice, no host sync, CUDA graphs, peak
 memory (benchmarks/gpu_checks.py). Only if all of it holds are speeds measured, beside plain torch, the peers that are
-installed and the matmul floor: N up to 65,536, a million pairs, and small batches as CUDA graphs. Ten minutes at most,
-with --quick three. Results go to benchmarks/results/ as JSON, a table and charts. Needs no network.
+installed and the matmul floor: N up to 65,536, a million pairs, small batches as CUDA graphs, whole training steps.
+Ten minutes at most, with --quick three: what does not fit is left out, and said to be. Results go to
+benchmarks/results/ as JSON, tables and charts. Needs no network.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import accuracy, gpu_checks, loss, measure, oracle, report
+from benchmarks import accuracy, gpu_checks, loss, measure, oracle, report, throughput
 from benchmarks.cases import Case, Inputs, Series
 from benchmarks.contenders import Loss, contender, contenders, step
 from benchmarks.oracle import QUESTIONS, Finding, Question
@@ -47,6 +48,19 @@ SMALL = (512, 1024, 2048, 4096)
 SMALL_SECONDS = 1.0
 
 MILLION = Case("softmax", 2**20, 512, _BF16, "cuda")
+
+#: Seconds to keep for what comes last, a million pairs and whole training steps.
+LAST_SECONDS = 150.0
+
+#: Shares of the command's time that the two kinds of checks may take.
+REGIMES_SHARE, CHECKS_SHARE = 0.3, 0.55
+
+#: How many times as fast as a peer, and how many times bfloat16's time float32 may take at full accuracy.
+FASTER = {"memeff": 2.5, "Inf-CL": 10.0, "open_clip": 3.0}
+FLOAT32_COST = 3.2
+
+#: Largest change of the time per N² between sizes from 32,768 to a million.
+DRIFT = 0.1
 
 #: Least share of the matmul floor, by (N, D): bfloat16, softmax, on an H100.
 GOALS = {(32768, 512): 0.75, (65536, 512): 0.75, (32768, 1024): 0.78, (65536, 1024): 0.78}
@@ -103,10 +117,12 @@ def main(arguments: list[str]) -> int:
         return 2
     clock = Clock.of(options.minutes or (3 if options.quick else 10))
     made_by = report.environment()
-    regimes = ["--output", str(options.output / "accuracy-cuda.md"), "--dtypes", "float32", "bfloat16"]
+    whole = clock.left()
+    regimes = ["--output", str(options.output / "accuracy-cuda.md"), "--device", "cuda"]
+    regimes += ["--seconds", f"{REGIMES_SHARE * whole:.0f}", "--dtypes", "bfloat16", "float32"]
     regimes += ["--regimes", *QUICK_REGIMES] if options.quick else ["float16"]
     broken = accuracy.main(regimes)
-    checks = check(QUICK_QUESTIONS if options.quick else QUESTIONS)
+    checks = check(QUICK_QUESTIONS if options.quick else QUESTIONS, clock, (1 - CHECKS_SHARE) * whole)
     red = [name for name, finding in checks if not finding.passed]
     if broken or red:
         finish(arguments, [], checks, options.output, made_by)
@@ -115,30 +131,37 @@ def main(arguments: list[str]) -> int:
             + ("; ".join(red) or "a regime broke its bound")
         )
         return 1
-    rows = list(timed(QUICK_SERIES if options.quick else SERIES, clock))
-    rows += small(clock)
+    later = 0.0 if options.quick else LAST_SECONDS
+    rows = list(timed(QUICK_SERIES if options.quick else SERIES, clock, later))
+    rows += small(clock, later)
     if clock.left() > 60:
         rows += million(rows)
     finish(arguments, rows, checks, options.output, made_by)
     print("\n".join(goals(rows)))
+    if not options.quick:
+        throughput.on_gpu(options.output, clock.left)
     return 0
 
 
-def check(questions: Iterable[Question]) -> list[tuple[str, Finding]]:
-    """Run every check at size; a check that fails to run is a broken bound."""
+def check(
+    questions: Iterable[Question], clock: Clock | None = None, keep: float = 0.0
+) -> list[tuple[str, Finding]]:
+    """Run every check at size, while more than `keep` seconds are left; one that fails to run is a broken bound."""
+    clock = Clock.of(60) if clock is None else clock
     case = Case("softmax", 8192, 512, _BF16, "cuda")
     wide = replace(case, dtype=_F32, n=32768)
     jobs: list[tuple[str, Callable[[], list[Finding]]]] = [
         *((question.label, _solving(question)) for question in questions),
         *((each.label, _distilling(each)) for each in (case.of_size(4096), wide.of_size(4096))),
         (case.label, lambda: gpu_checks.repeatable(case)),
+        (case.label, lambda: gpu_checks.labelled(case)),
         (case.label, lambda: gpu_checks.unsynced(case)),
         (case.label, lambda: gpu_checks.replayed(case)),
         (wide.label, lambda: [gpu_checks.bounded(wide)[0]]),
         (case.of_size(65536).label, lambda: [gpu_checks.bounded(case.of_size(65536))[0]]),
     ]
     found = []
-    for label, job in jobs:
+    for label, job in clock.while_time(jobs, keep, lambda each: each[0]):
         try:
             findings = job()
         except Exception as error:  # whatever a kernel does wrong, here it is a line that says so
@@ -159,18 +182,18 @@ def _distilling(case: Case) -> Callable[[], list[Finding]]:
     return lambda: gpu_checks.distilled(case)
 
 
-def timed(series: Iterable[Series], clock: Clock) -> Iterator[Row]:
-    """Time series beside the peers, as long as there is time."""
+def timed(series: Iterable[Series], clock: Clock, later: float = 0.0) -> Iterator[Row]:
+    """Time series beside the peers, as long as there is time, and so many seconds are kept for later."""
     who = [contender(OURS), *(c for c in contenders(peers=True) if c.name in BESIDE)]
-    for each in clock.while_time(series, 75, lambda s: f"{s.objective}, D = {s.d}, {s.dtype}"):
+    for each in clock.while_time(series, 75 + later, lambda s: f"{s.objective}, D = {s.d}, {s.dtype}"):
         yield from loss.measure_series(each, "cuda", who, seconds=4.0, patience=5.0)
 
 
-def small(clock: Clock) -> list[Row]:
+def small(clock: Clock, later: float = 0.0) -> list[Row]:
     """Time small batches, one step after the other and as a replayed CUDA graph, beside plain torch."""
     rows: list[Row] = []
     cases = [Case("softmax", n, 512, _BF16, "cuda") for n in SMALL]
-    for case in clock.while_time(cases, 15, lambda c: c.label):
+    for case in clock.while_time(cases, 15 + later, lambda c: c.label):
         steps: dict[str, measure.Step] = {}
         failures: dict[str, str] = {}
         for name in (OURS, "torch"):
@@ -232,22 +255,56 @@ def million(rows: list[Row]) -> list[Row]:
 
 
 def goals(rows: Iterable[Row]) -> list[str]:
-    """Say of every case that has a goal whether it is reached."""
+    """Say of everything that has a goal whether it is reached."""
+    rows = [row for row in rows if row.seconds is not None]
+    ours = {row.case: row for row in rows if row.contender == OURS}
+    softmax = {case: row for case, row in ours.items() if case.objective == "softmax"}
     lines = []
+    for case, row in softmax.items():
+        goal = GOALS.get((case.n, case.d))
+        if case.dtype == _BF16 and goal is not None and row.floor_share is not None:
+            lines.append(
+                _verdict(
+                    f"{case.label}: {report.percent(row.floor_share)} of the matmul rate",
+                    f"{goal:.0%} on an H100",
+                    row.floor_share >= goal,
+                )
+            )
+        half = softmax.get(replace(case, dtype=_BF16))
+        if case.dtype == _F32 and half is not None:
+            cost = row.seconds / half.seconds  # type: ignore[operator]
+            lines.append(
+                _verdict(
+                    f"{case.label}: {cost:.2f}x bfloat16's time",
+                    f"at most {FLOAT32_COST}x",
+                    cost <= FLOAT32_COST,
+                )
+            )
     for row in rows:
-        goal = GOALS.get((row.case.n, row.case.d))
-        if (
-            row.contender != OURS
-            or row.floor_share is None
-            or row.case.objective != "softmax"
-            or goal is None
-        ):
-            continue
-        if row.case.dtype == _BF16:
-            word = "reached" if row.floor_share >= goal else "NOT reached"
-            share = report.percent(row.floor_share)
-            lines.append(f"{row.case.label}: {share} of the matmul rate; goal on an H100 {goal:.0%}: {word}")
+        mine = softmax.get(row.case)
+        if row.contender in FASTER and mine is not None and row.case.dtype == _BF16:
+            times = row.seconds / mine.seconds  # type: ignore[operator]
+            goal = FASTER[row.contender]
+            lines.append(
+                _verdict(
+                    f"{row.case.label}: {times:.1f}x as fast as {row.contender}",
+                    f"{goal:g}x",
+                    times >= goal,
+                )
+            )
+    large = [r for c, r in softmax.items() if c.dtype == _BF16 and c.d == MILLION.d and c.n >= 32768]
+    if len(large) > 1:
+        rates = [row.seconds / row.case.n**2 for row in large]  # type: ignore[operator]
+        drift = max(rates) / min(rates) - 1
+        sizes = ", ".join(f"{row.case.n:,}" for row in large)
+        lines.append(
+            _verdict(f"time per N², N = {sizes}: within {drift:.0%}", f"{DRIFT:.0%}", drift <= DRIFT)
+        )
     return lines
+
+
+def _verdict(found: str, goal: str, reached: bool) -> str:
+    return f"{found}; goal {goal}: {'reached' if reached else 'NOT reached'}"
 
 
 def finish(

@@ -1,6 +1,7 @@
 """Check how losses behave on a GPU, before anything is timed; what they compute is checked by benchmarks/oracle.py.
 
 repeatable   the same bits twice
+labelled     the same, normalised here, with labels that some pairs share: smoothed, and as many positives
 unsynced     a step waits for nothing on the host
 replayed     a CUDA graph captured once gives what an ordinary step gives, bit for bit, on other inputs
 bounded      peak memory beside features and gradients
@@ -32,6 +33,32 @@ def repeatable(case: Case, who: str = "fastclip triton") -> list[Finding]:
         Finding(f"{name}, same bits twice", 0.0 if torch.equal(first[name], second[name]) else float("inf"))
         for name in first
     ]
+
+
+def labelled(case: Case, who: str = "fastclip triton") -> list[Finding]:
+    """Ask for the same bits twice where sums run over the members of a label."""
+    labels = torch.arange(case.n, device=case.device) * 7 // 8
+    found = []
+    for name, options in (
+        ("smoothing", {"label_smoothing": 0.1}),
+        ("many positives", {"multi_positive": True}),
+    ):
+        answers = []
+        for _ in range(2):
+            inputs = case.inputs()
+            x, y = inputs.image_features, inputs.text_features
+            loss = fastclip.clip_loss(
+                *(x, y, inputs.logit_scale),
+                labels=labels,
+                normalize=True,
+                backend=who.removeprefix("fastclip "),
+                **options,
+            )
+            answers.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
+        for which, first, second in zip(("loss", "dx", "dy"), *answers, strict=True):
+            share = 0.0 if torch.equal(first, second) else float("inf")
+            found.append(Finding(f"{name}: {which}, same bits twice", share))
+    return found
 
 
 def unsynced(case: Case, who: str = "fastclip triton") -> list[Finding]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,25 @@ from fastclip.models import PRESETS
 BATCHES = ((4096, None), (4096, 1024), (32_768, 1024))
 LR = 1e-4
 
+#: What measuring a batch is expected to take on a recent GPU, at most, and then to spare.
+SECONDS_PER_PAIR = 2e-3
 
-def measured(model: str = "ViT-B-32", *, steps: int = 5) -> Iterator[dict[str, Any]]:
+#: Share of a large step that the loss may take.
+LOSS_SHARE = 0.03
+
+
+def measured(
+    model: str = "ViT-B-32", *, steps: int = 5, left: Callable[[], float] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield rows of whole training steps on this machine's GPU: pictures per second, and the loss's share of them.
 
-    A batch that does not fit has a failure in place of numbers.
+    A batch that does not fit has a failure in place of numbers, and so has one for which too little time is `left`.
     """
     for batch, micro in BATCHES:
         row: dict[str, Any] = {"model": model, "batch": batch, "micro_batch": micro, "precision": "amp_bf16"}
+        if left is not None and left() < batch * SECONDS_PER_PAIR:
+            yield {**row, "failure": "left out for want of time"}
+            continue
         try:
             torch.cuda.reset_peak_memory_stats()
             yield {
@@ -39,7 +50,7 @@ def measured(model: str = "ViT-B-32", *, steps: int = 5) -> Iterator[dict[str, A
                 **throughput(model, batch, micro, "cuda", steps),
                 "memory": torch.cuda.max_memory_allocated(),
             }
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (torch.OutOfMemoryError, RuntimeError, ImportError) as error:
             yield {**row, "failure": measure.describe(error)}
         torch.cuda.empty_cache()
 
@@ -113,17 +124,32 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def on_gpu(output: Path = report.RESULTS) -> int:
-    """Measure on the GPU, print the table and write the numbers; return the exit status."""
+def goals(rows: list[dict[str, Any]]) -> list[str]:
+    """Say of every batch whether the loss's share of a step is as small as it should be."""
+    return [
+        f"{row['model']}, batch {row['batch']:,}: {percent(row['loss_share'])} of the step in the loss; goal below "
+        f"{percent(LOSS_SHARE)}: {'reached' if row['loss_share'] < LOSS_SHARE else 'NOT reached'}"
+        for row in rows
+        if "loss_share" in row
+    ]
+
+
+def on_gpu(output: Path = report.RESULTS, left: Callable[[], float] | None = None) -> int:
+    """Measure on the GPU, print the table and write the numbers; return the exit status.
+
+    Args:
+        output: folder for results.
+        left: how many seconds it may take still; None: as many as it does.
+    """
     if not torch.cuda.is_available():
         say("no GPU is available to PyTorch")
         return 1
     made_by = report.environment()
     rows = []
-    for row in measured():
+    for row in measured(left=left):
         say(f"measured a batch of {row['batch']:,}")
         rows.append(row)
-    print(table(rows))
+    print("\n".join([table(rows), *goals(rows)]))
     document = {"command": report.command("throughput", []), **made_by, "rows": rows}
     say(f"written: {report.save(document, 'throughput-cuda', output)}")
     return 0

@@ -51,7 +51,8 @@ def distill_loss(
     Args:
         image_features, text_features: the student's, (M, D) and (N, D).
         logit_scale: the student's multiplier; gets a gradient.
-        teacher_image_features, teacher_text_features: (M, E) and (N, E), E may differ from D; no gradient.
+        teacher_image_features, teacher_text_features: (M, E) and (N, E), E may differ from D, the dtype too; no
+            gradient.
         teacher_logit_scale: the teacher's multiplier; no gradient.
         normalize: divide all features by their L2 norms first.
         reduction: "mean" over rows and over columns, or "sum" (M times the mean).
@@ -85,9 +86,13 @@ def distill_loss(
         like = x.new_empty(0, dtype=compute_dtype(x.dtype))
         scale = validation.check_scalar("logit_scale", logit_scale, like)
         teacher_scale = validation.check_scalar("teacher_logit_scale", teacher_logit_scale, like).detach()
-        need_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, scale))
+        needed = [torch.is_grad_enabled() and t.requires_grad for t in (x, y, scale)]
+        need_grad = any(needed)
         name = resolve_backend(backend, x.device, x.dtype)
-        teacher = (tx.detach().to(x.dtype), ty.detach().to(x.dtype), teacher_scale)
+        # The teacher's own precision, but no more than sums have: float64 only beside a student in float64.
+        if tx.dtype != x.dtype:
+            tx, ty = tx.to(like.dtype), ty.to(like.dtype)
+        teacher = (tx.detach(), ty.detach(), teacher_scale)
         rows = x.shape[0]
         if ranks is None:
             loss = torch.ops.fastclip.distill(x, y, scale, *teacher, normalize, need_grad, name)[0]
@@ -97,8 +102,9 @@ def distill_loss(
                 "the width D of the features": x.shape[1],
                 "the width E of the teacher's features": tx.shape[1],
                 "the dtype of the features": str(x.dtype),
+                "the dtype of the teacher's features": str(tx.dtype),
                 "the dtype of the sums": str(get_backend(name).sums_dtype(x.dtype)),
-                "a gradient needed": need_grad,
+                "a gradient needed by (first features, second features, scale)": needed,
                 "normalize": normalize,
                 "reduction": reduction,
                 "mode": mode,
@@ -128,7 +134,7 @@ def walk_twice(
         backend.weigh(teacher, theirs.rows, theirs.cols, None, row_weight, col_weight),
     )
     taught, gradients = blockwise.differences(backend, student, teacher, weights, dtype, need_grad=need_grad)
-    return loss - taught, gradients
+    return (loss - taught).clamp_min(0), gradients  # a cross-entropy, whatever the digits of large logits say
 
 
 @torch.library.impl("fastclip::distill", "CompositeExplicitAutograd")
@@ -185,7 +191,7 @@ def _distill_backward_op(
 def _distill_backward_fake(
     grad: Tensor, dx: Tensor, dy: Tensor, dscale: Tensor, x: Tensor, y: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y), torch.empty_like(scale)
+    return x.new_empty(x.shape), y.new_empty(y.shape), torch.empty_like(scale)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -63,11 +63,11 @@ def clip_loss(
         labels: (N,) integers where M = N, or a pair ((M,), (N,)): pairs that share a label are no negatives of each
             other (duplicate captions, several captions of an image).
         multi_positive: pairs that share a label are all positives instead: a row's loss is the cross-entropy against
-            the uniform distribution over them (Khosla et al., "Supervised Contrastive Learning", 2020, L_out). N may
-            then be anything; rows and columns without a positive count for nothing.
+            the uniform distribution over them (Khosla et al., "Supervised Contrastive Learning", 2020, L_out). With a
+            pair of labels N may be anything; rows and columns without a positive count for nothing.
         label_smoothing: as in `torch.nn.functional.cross_entropy`, over the entries that labels do not exclude.
         workspace: MiB that may keep similarities between the passes, for speed; the result is the same. None: 176 on
-            CPU, 512 on CUDA; 0 keeps none.
+            CPU, 512 on CUDA; 0 keeps none, infinity all. (The triton backend makes them again, and keeps none.)
         backend: "auto", or one of `fastclip.available_backends()`.
         group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks each hold a part of the batch: every image
             is contrasted with all ranks' texts. Arguments describe this rank's part, `diagonal` its own pairs; parts
@@ -126,11 +126,13 @@ def info_nce_loss(
     Other arguments, result and errors are those of `clip_loss`. A side that needs no gradient (a locked tower, as in
     LiT) costs no gradient product.
     """
-    if (logit_scale is None) == (temperature is None):
-        raise ValueError("give exactly one of logit_scale and temperature (logit_scale = 1 / temperature)")
-    if temperature is not None:
-        logit_scale = 1 / temperature
     with distributed.together(group, mode) as ranks:
+        if (logit_scale is None) == (temperature is None):
+            raise ValueError(
+                "give exactly one of logit_scale and temperature (logit_scale = 1 / temperature)"
+            )
+        if temperature is not None:
+            logit_scale = validation.inverse(temperature)
         call = _Call.of(QUERY_KEY, query_features, key_features, logit_scale, None, labels, normalize, ranks)
         call.resources(workspace, backend)
         return _softmax_loss(call, weights, reduction, diagonal, multi_positive, label_smoothing)
@@ -200,8 +202,9 @@ def log_sum_exp(
 
 @dataclass
 class _Call:
-    """Validated inputs of one loss, and how to run the op on them."""
+    """Validated inputs of one loss, and how to run the op on them; names are what the caller knows the features by."""
 
+    names: tuple[str, str]
     x: Tensor
     y: Tensor
     scale: Tensor
@@ -227,6 +230,7 @@ class _Call:
         x, y = validation.check_features(names, x, y, shards=ranks is not None)
         like = x.new_empty(0, dtype=compute_dtype(x.dtype))
         return cls(
+            names,
             x,
             y,
             validation.check_scalar("logit_scale", scale, like),
@@ -242,10 +246,10 @@ class _Call:
 
     def resources(self, workspace: float | None, backend: str) -> None:
         """Settle the backend, and the workspace: none if there will be no backward pass."""
-        validation.check_workspace(workspace)
         if workspace is None:
             workspace = DEFAULT_WORKSPACE.get(self.x.device.type, 0.0)
-        self.workspace = int(workspace * 2**20) if any(self.needs_grad) else 0
+        size = validation.check_workspace(workspace)
+        self.workspace = size if any(self.needs_grad) else 0
         self.backend = resolve_backend(backend, self.x.device, self.x.dtype)
 
     @property
@@ -314,6 +318,13 @@ class _Call:
             return distributed.positive_means(self.ranks, *inputs, normalize=self.normalize)
         return linear_terms.positive_means(*inputs, normalize=self.normalize)
 
+    def spreads(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far pairs' logits lie above the means of their rows' and their columns' positives, (M,) each."""
+        inputs = (self.x, self.y, self.scale, labels)
+        if self.ranks is not None:
+            return distributed.spreads(self.ranks, *inputs, normalize=self.normalize)
+        return linear_terms.spreads(*inputs, normalize=self.normalize)
+
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of a number over ranks."""
         return value if self.ranks is None else distributed.total(self.ranks, value)
@@ -324,7 +335,7 @@ def _sigmoid_loss(call: _Call, reduction: str, diagonal: int, multi_positive: bo
     if multi_positive:
         validation.check_multi_positive(call.labels, diagonal)
     else:
-        validation.check_diagonal(diagonal, *call.shape)
+        validation.check_diagonal(call.names, diagonal, *call.shape)
     objective = Objective.MULTI_SIGMOID if multi_positive else Objective.SIGMOID
     call.agree(objective, reduction=reduction)
     row, _ = call.run(objective, columns=False, diagonal=None if multi_positive else diagonal)
@@ -340,11 +351,12 @@ def _softmax_loss(
     label_smoothing: float,
 ) -> Tensor:
     validation.check_reduction(reduction)
+    validation.check_weights(weights)
     validation.check_fraction("label_smoothing", label_smoothing)
     if multi_positive:
         pair = validation.check_multi_positive(call.labels, diagonal, label_smoothing)
         return _multi_positive_loss(call, pair, weights, reduction)
-    validation.check_diagonal(diagonal, *call.shape)
+    validation.check_diagonal(call.names, diagonal, *call.shape)
     columns = weights[1] != 0
     call.agree(Objective.SOFTMAX, reduction=reduction, weights=weights, label_smoothing=label_smoothing)
     row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=diagonal)
@@ -361,14 +373,27 @@ def _multi_positive_loss(
     call: _Call, labels: tuple[Tensor, Tensor], weights: tuple[float, float], reduction: str
 ) -> Tensor:
     """Return the mean over rows (and over columns) of ``log-sum-exp - mean logit of the positives``."""
-    columns = weights[1] != 0
+    columns, paired = weights[1] != 0, labels[0] is labels[1]
     if columns and reduction == "none":
         validation.check_square("reduction='none' with multi_positive", *call.shape)
-    call.agree(Objective.SOFTMAX, reduction=reduction, weights=weights, multi_positive=True)
+    call.agree(
+        Objective.SOFTMAX,
+        reduction=reduction,
+        weights=weights,
+        multi_positive=True,
+        **{"one tensor of labels for both sides": paired},
+    )
     # The gradients of the two terms cancel: they have to meet before they are rounded to 16-bit features.
     wide = compute_dtype(call.x.dtype)
     call = replace(call, x=call.x.to(wide), y=call.y.to(wide))
-    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=None, excluding=False)
+    row, col = call.run(Objective.SOFTMAX, columns=columns, diagonal=0 if paired else None, excluding=False)
+    if paired:
+        # Every pair is among its own positives: its loss as if it were the only one, and what others change. A
+        # batch without duplicates keeps all digits then.
+        by_row, by_col = call.spreads(labels[0])
+        row = row + by_row
+        col = col + by_col if columns else col
+        return call.reduce(weights[0] * row + weights[1] * col if columns else weights[0] * row, reduction)
     row_mean, col_mean, row_count, col_count = call.positive_means(labels)
     row = weights[0] * torch.where(row_count > 0, row - row_mean, 0)
     col = weights[1] * torch.where(col_count > 0, col - col_mean, 0) if columns else col

@@ -14,6 +14,11 @@ from torch import Tensor
 from fastclip.backends import compute_dtype
 
 
+# With m_ij = 1 where labels agree: m @ keys, whose gradient is mᵀ @ grad, the same with sides exchanged. Left to autograd,
+# both passes would add in whatever order threads come, and bits would differ from run to run.
+torch.library.define("fastclip::group_sums", "(Tensor keys, Tensor key_labels, Tensor labels) -> Tensor")
+
+
 def smoothing(
     x: Tensor,
     y: Tensor,
@@ -75,6 +80,19 @@ def positive_means(
     return row, col, row_count, col_count
 
 
+def spreads(x: Tensor, y: Tensor, scale: Tensor, labels: Tensor, *, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Return how far every pair's logit lies above the mean of its row's positives, and of its column's, (N,) each.
+
+    Row i and column i have label i. Vectors are subtracted, not logits: exactly 0 for a pair without another positive.
+    """
+    x, y = unit(x, normalize), unit(y, normalize)
+    result = []
+    for own, others, partners in ((x, y, y), (y, x, x)):
+        total, count = group_sums(others, labels, labels)
+        result.append(scale * (own * (partners - total / count)).sum(dim=1))
+    return result[0], result[1]
+
+
 def unit(features: Tensor, normalize: bool) -> Tensor:
     """Return features in the compute dtype, normalised if the loss does so."""
     features = features.to(compute_dtype(features.dtype))
@@ -95,11 +113,35 @@ def group_sums(keys: Tensor, key_labels: Tensor, labels: Tensor) -> tuple[Tensor
     """Return, per label, the sum of the keys that have it (len(labels), D) and their number (len(labels), 1)."""
     if len(keys) == 0:
         return keys.new_zeros(len(labels), keys.shape[1]), keys.new_zeros(len(labels), 1)
+    ones = torch.ones_like(keys[:, :1])
+    return tuple(torch.ops.fastclip.group_sums(each, key_labels, labels) for each in (keys, ones))
+
+
+@torch.library.impl("fastclip::group_sums", "CompositeExplicitAutograd")
+def _group_sums_op(keys: Tensor, key_labels: Tensor, labels: Tensor) -> Tensor:
     ordered = key_labels.sort().values
     group = torch.searchsorted(ordered, key_labels)  # a group is known by the place of its first member
     wanted = torch.searchsorted(ordered, labels).clamp(max=len(ordered) - 1)
-    present = (ordered[wanted] == labels)[:, None]
-    ones = torch.ones_like(keys[:, :1])
-    total = torch.zeros_like(keys).index_add(0, group, keys)
-    count = torch.zeros_like(ones).index_add(0, group, ones)
-    return total[wanted] * present, count[wanted] * present
+    total = torch.zeros_like(keys, memory_format=torch.contiguous_format)
+    if keys.is_cuda:
+        total.index_put_((group,), keys, accumulate=True)  # sorts; index_add_ would add atomically
+    else:
+        total.index_add_(0, group, keys)  # one row after the other
+    return total[wanted] * (ordered[wanted] == labels)[:, None]
+
+
+@torch.library.register_fake("fastclip::group_sums")
+def _group_sums_fake(keys: Tensor, key_labels: Tensor, labels: Tensor) -> Tensor:
+    return keys.new_empty(labels.shape[0], keys.shape[1])
+
+
+def _keep_labels(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _differentiate(ctx, grad):  # type: ignore[no-untyped-def]
+    key_labels, labels = ctx.saved_tensors
+    return torch.ops.fastclip.group_sums(grad, labels, key_labels), None, None
+
+
+torch.library.register_autograd("fastclip::group_sums", _differentiate, setup_context=_keep_labels)

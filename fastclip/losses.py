@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastclip import distributed
+from fastclip import distributed, validation
 from fastclip.functional import clip_loss, info_nce_loss, siglip_loss
 
 #: How open_clip's SigLipLoss moves texts between ranks, and which mode here is like it.
@@ -169,11 +169,15 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the loss, 0-d. Row i of both feature matrices (N, D) is a view of sample i; any norm."""
-        row = torch.arange(2 * len(out0), device=out0.device)
         options = self.options
         if self.gather_distributed and _processes() > 1:
             options = {"group": torch.distributed.group.WORLD, **options}
-            row = row + (torch.distributed.get_rank() << 40)  # no sample of another process shares a label
+        with distributed.together(options.get("group"), options.get("mode", "gather")) as ranks:
+            validation.check_features(("out0", "out1"), out0, out1, shards=ranks is not None)
+            validation.check_square("a loss of two views", len(out0), len(out1))
+        row = torch.arange(2 * len(out0), device=out0.device)
+        if ranks is not None:
+            row = row + (ranks.rank << 40)  # no sample of another process shares a label
         # Against the views in the other order each positive is on the diagonal, and row i itself in column
         # i + N: they share a label, and pairs that do are no negatives.
         return info_nce_loss(

@@ -6,21 +6,16 @@ more than 1,000 x 1,000 beside its results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastclip import validation
-from fastclip.backends import Block, compute_dtype, get_backend, resolve_backend
+from fastclip.backends import Block, compute_dtype, get_backend, kernels_on, resolve_backend
 from fastclip.blockwise import blocks
 from fastclip.validation import Labels
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,20 +39,7 @@ class RetrievalRanks:
         return result
 
 
-def _on_the_features_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function with the device of its first argument as the current one: kernels run there."""
-
-    @wraps(function)
-    def call(*arguments: P.args, **options: P.kwargs) -> T:
-        first = arguments[0] if arguments and isinstance(arguments[0], Tensor) else torch.empty(0)
-        with torch.cuda.device_of(first):
-            return function(*arguments, **options)
-
-    return call
-
-
 @torch.no_grad()
-@_on_the_features_device
 def similarity_topk(
     query_features: Tensor, key_features: Tensor, k: int, *, normalize: bool = False, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -78,25 +60,24 @@ def similarity_topk(
     """
     x, y = validation.check_features(("query_features", "key_features"), query_features, key_features)
     m, n = x.shape[0], y.shape[0]
-    if not 1 <= k <= n:
-        raise ValueError(f"k must lie between 1 and the number of keys, {n}, got {k}")
-    scan = _Scan(x, y, normalize, backend)
-    best = torch.full((m, k), -torch.inf, dtype=compute_dtype(x.dtype), device=x.device)
-    index = torch.zeros((m, k), dtype=torch.int64, device=x.device)
-    for block, similarities in scan.tiles():
-        rows, cols = block
-        value, at = similarities.topk(min(k, similarities.shape[1]), dim=1)
-        pool, pool_index = (
-            torch.cat([best[rows], value], dim=1),
-            torch.cat([index[rows], at + cols.start], dim=1),
-        )
-        best[rows], chosen = pool.topk(k, dim=1)
-        index[rows] = pool_index.gather(1, chosen)
+    validation.check_count("k", k, n, "the number of keys")
+    with kernels_on(x):
+        scan = _Scan(x, y, normalize, backend)
+        best = torch.full((m, k), -torch.inf, dtype=compute_dtype(x.dtype), device=x.device)
+        index = torch.zeros((m, k), dtype=torch.int64, device=x.device)
+        for block, similarities in scan.tiles():
+            rows, cols = block
+            value, at = similarities.topk(min(k, similarities.shape[1]), dim=1)
+            pool, pool_index = (
+                torch.cat([best[rows], value], dim=1),
+                torch.cat([index[rows], at + cols.start], dim=1),
+            )
+            best[rows], chosen = pool.topk(k, dim=1)
+            index[rows] = pool_index.gather(1, chosen)
     return best, index
 
 
 @torch.no_grad()
-@_on_the_features_device
 def retrieval_ranks(
     image_features: Tensor,
     text_features: Tensor,
@@ -129,16 +110,17 @@ def retrieval_ranks(
     pair = validation.check_labels(labels, m, n, x.device)
     # In label order, right answers lie near the diagonal: only few tiles hold any, and the others need no mask.
     (row_labels, row_order), (col_labels, col_order) = (side.sort(stable=True) for side in pair or ())
-    scan = _Scan(x[row_order], y[col_order], normalize, backend)
-    row_best, col_best = _best_right_answers(scan, row_labels, col_labels)
-    row_count, col_count = torch.zeros_like(row_labels), torch.zeros_like(col_labels)
-    for (rows, cols), similarities in scan.tiles():
-        wrong = _wrong(row_labels[rows], col_labels[cols])
-        if wrong is not None:  # right answers are no competitors
-            similarities.masked_fill_(~wrong, -torch.inf)
-        scan.backend.count_ahead(
-            similarities, row_best[rows], col_best[cols], row_count[rows], col_count[cols]
-        )
+    with kernels_on(x):
+        scan = _Scan(x[row_order], y[col_order], normalize, backend)
+        row_best, col_best = _best_right_answers(scan, row_labels, col_labels)
+        row_count, col_count = torch.zeros_like(row_labels), torch.zeros_like(col_labels)
+        for (rows, cols), similarities in scan.tiles():
+            wrong = _wrong(row_labels[rows], col_labels[cols])
+            if wrong is not None:  # right answers are no competitors
+                similarities.masked_fill_(~wrong, -torch.inf)
+            scan.backend.count_ahead(
+                similarities, row_best[rows], col_best[cols], row_count[rows], col_count[cols]
+            )
     return RetrievalRanks(
         image_to_text=_ranks(row_count, row_labels, col_labels, row_order),
         text_to_image=_ranks(col_count, col_labels, row_labels, col_order),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor
 
 Labels = Tensor | tuple[Tensor, Tensor]
 REDUCTIONS = ("mean", "sum", "none")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_features(
@@ -30,6 +33,9 @@ def check_features(
             )
         if not features.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {features.dtype}; convert it with .float()")
+        if features.dtype not in DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise TypeError(f"{name} must be of {known}, got {features.dtype}; convert it with .bfloat16()")
         if 0 in features.shape[shards:]:
             raise ValueError(
                 f"{name} is empty, shape {tuple(features.shape)}; a loss needs at least one pair"
@@ -60,7 +66,7 @@ def check_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
         TypeError: neither a number nor a floating-point tensor.
         ValueError: a tensor of more than one element.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):  # NumPy's numbers too
         return torch.full((), float(value), dtype=like.dtype, device=like.device)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -70,21 +76,55 @@ def check_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     return value.reshape(()).to(like.device, like.dtype)
 
 
-def check_diagonal(diagonal: int, m: int, n: int) -> None:
+def inverse(temperature: float | Tensor) -> float | Tensor:
+    """Return the scale that is a temperature's inverse.
+
+    Raises:
+        TypeError: neither a number nor a floating-point tensor.
+        ValueError: a number that is not positive, or a tensor of more than one element.
+    """
+    if not isinstance(temperature, Tensor):
+        check_scalar("temperature", temperature, torch.empty(0))
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+    elif temperature.numel() != 1 or not temperature.is_floating_point():
+        check_scalar("temperature", temperature, temperature)
+    return 1 / temperature
+
+
+def check_weights(weights: tuple[float, float]) -> None:
+    """Check the weights of two directions.
+
+    Raises:
+        ValueError: not two numbers.
+    """
+    if (
+        not isinstance(weights, (tuple, list))
+        or len(weights) != 2
+        or not all(isinstance(weight, Real) for weight in weights)
+    ):
+        raise ValueError(f"weights must be two numbers, of rows and of columns, got {weights!r}")
+
+
+def check_diagonal(names: tuple[str, str], diagonal: int, m: int, n: int) -> None:
     """Check that every row's positive, column ``row + diagonal``, exists.
 
     Raises:
+        TypeError: diagonal is no integer.
         ValueError: some row's positive lies outside the columns.
     """
+    if not isinstance(diagonal, (int, Integral, torch.SymInt)) or isinstance(diagonal, bool):
+        raise TypeError(f"diagonal must be an integer, got {diagonal!r}")
     if diagonal < 0 or diagonal + m > n:
+        first, second = names
         raise ValueError(
-            f"diagonal={diagonal} puts the positives of {m} image rows at columns {diagonal} to {diagonal + m - 1}, "
-            f"but there are {n} text rows; every image needs its text (text_features may have extra rows, not fewer)"
+            f"diagonal={diagonal} puts the positives of {m} rows of {first} at rows {diagonal} to {diagonal + m - 1} "
+            f"of {second}, which has {n}; every row needs its partner ({second} may have extra rows, not fewer)"
         )
 
 
 def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Return labels as an int64 pair (rows (M,), columns (N,)).
+    """Return labels as an int64 pair (rows (M,), columns (N,)); one tensor comes back as the same one twice.
 
     Raises:
         TypeError: not integer tensors.
@@ -92,6 +132,7 @@ def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) ->
     """
     if labels is None:
         return None
+    both = isinstance(labels, Tensor)
     if isinstance(labels, Tensor):
         if m != n:
             raise ValueError(
@@ -112,7 +153,7 @@ def check_labels(labels: Labels | None, m: int, n: int, device: torch.device) ->
                 f"{side} labels must have shape ({length},), one per feature row, got {tuple(ids.shape)}"
             )
         pair.append(ids.to(device, torch.int64))
-    return pair[0], pair[1]
+    return pair[0], pair[0] if both else pair[1]
 
 
 def _describe(value: object) -> str:
@@ -162,22 +203,36 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Check that a number lies in [0, 1).
+    """Check that a number lies in [0, 1].
 
     Raises:
         ValueError: it does not.
     """
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+    if not (isinstance(value, Real) and 0 <= value <= 1):
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
 
 
-def check_workspace(workspace: float | None) -> None:
-    """Check a workspace in MiB.
+def check_workspace(workspace: float) -> int:
+    """Return a workspace in MiB as bytes; as many as nobody has for infinity.
 
     Raises:
-        ValueError: negative.
+        ValueError: no number, or negative.
     """
-    if workspace is not None and workspace < 0:
+    if not isinstance(workspace, Real) or isinstance(workspace, bool) or not workspace >= 0:
         raise ValueError(
-            f"workspace must be at least 0 MiB (0 keeps nothing between the passes), got {workspace}"
+            f"workspace must be at least 0 MiB (0 keeps nothing between the passes, infinity all), got {workspace!r}"
         )
+    return int(min(workspace, 2.0**40) * 2**20)
+
+
+def check_count(name: str, value: int, most: int, of_what: str) -> None:
+    """Check that a number of things lies between 1 and how many there are.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: it does not.
+    """
+    if not isinstance(value, (int, Integral, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must lie between 1 and {of_what}, {most}, got {value}")

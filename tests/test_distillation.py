@@ -74,6 +74,30 @@ def test_what_is_not_finite_comes_out(backend: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_teacher_has_its_own_dtype(backend: str) -> None:
+    """A teacher in float32 is not rounded to its student's 16 bits, nor does it overflow there."""
+    inputs = batch(40, 40, torch.float16)
+    for side in ("image_features", "text_features"):
+        inputs[f"teacher_{side}"] = 1e5 * inputs[f"teacher_{side}"].float() + 0.01
+    loss = fastclip.distill_loss(**inputs, normalize=True, backend=backend)
+    loss.backward()
+    expected, gradients = oracle(inputs)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (inputs["text_features"].grad.double() - gradients[1]).norm() <= 1e-3 * gradients[1].norm()
+    inputs["teacher_image_features"], inputs["teacher_text_features"] = (
+        inputs[f"teacher_{side}"].double() for side in ("image_features", "text_features")
+    )
+    again = fastclip.distill_loss(**inputs, normalize=True, backend=backend)
+    assert again.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_never_negative(backend: str) -> None:
+    x = F.normalize(torch.randn(64, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert fastclip.distill_loss(x, x, 100.0, x, x, 100.0, backend=backend).item() >= 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_value_alone(backend: str) -> None:
     inputs = batch(50, 50, torch.float32)
     with torch.no_grad():
@@ -112,7 +136,15 @@ def test_opcheck_and_compile() -> None:
     inputs = batch(9, 9, torch.float32)
     teacher = (inputs["teacher_image_features"], inputs["teacher_text_features"], torch.tensor(14.0))
     student = (inputs["image_features"], inputs["text_features"], inputs["logit_scale"])
-    opcheck(torch.ops.fastclip.distill, (*student, *teacher, True, True, "reference"))
+    for backend in BACKENDS:
+        checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+        if backend != "triton":  # the interpreter cannot be traced
+            checks.append("test_aot_dispatch_dynamic")
+        opcheck(torch.ops.fastclip.distill, (*student, *teacher, True, True, backend), test_utils=checks)
+    x, y, scale = (t.detach() for t in student)
+    x = x.T.contiguous().T  # results are contiguous whatever the features are
+    gradients = (torch.ones(()), torch.ones(9, 12), torch.ones(9, 12), torch.ones(()))
+    opcheck(torch.ops.fastclip.distill_backward, (*gradients, x, y, scale))
     compiled = torch.compile(fastclip.distill_loss, fullgraph=True, backend="aot_eager")
     assert compiled(**inputs).item() == pytest.approx(fastclip.distill_loss(**inputs).item())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fastclip.backends import get_backend
 from tests.acceptance import Judge
 from tests.formulas import NAMES, Case, eager, fused, run
 from tests.places import BACKENDS, COMPILED_BACKENDS, places
-from tests.regimes import CASES, FINAL_SCALE, LARGE_CASES, REGIMES, judge, normal, random, unit
+from tests.regimes import CASES, FINAL_SCALE, LARGE_CASES, REGIMES, judge, make, normal, random, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned_memory")
 
@@ -192,6 +193,37 @@ def test_never_negative(backend: str, objective: str, dtype: torch.dtype, scale:
         assert (losses >= 0).all()
 
 
+@pytest.mark.parametrize("margin", [12, 20, 80])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_positives_without_another_keep_their_digits(backend: str, margin: int) -> None:
+    """With labels that all differ many positives are one, and a batch that fits has the small loss of clip_loss."""
+    if backend == "triton":
+        pytest.skip("the same arithmetic, interpreted: slow")
+    case = make("clip", f"fits, margin {margin}")
+    results = []
+    for more in ({}, {"labels": torch.arange(len(case.x)), "multi_positive": True}):
+        x, y = (t.float().requires_grad_() for t in (case.x, case.y))
+        loss = fastclip.clip_loss(x, y, case.scale, backend=backend, **more)
+        loss.backward()
+        results.append((loss.detach(), x.grad, y.grad))
+    for one, many in zip(*results, strict=True):
+        assert (one - many).norm() <= 1e-6 * one.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_tensor_of_labels_is_a_pair_of_them(backend: str) -> None:
+    """What pairs with others of their label add, against the form that asks no row to be its own positive."""
+    labels = torch.tensor([0, 1, 2, 0, 3, 0, 2])
+    x, y = (unit(7, 12, seed).float() for seed in (1, 2))
+    results = []
+    for given in (labels, (labels, labels.clone())):
+        leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+        loss = fastclip.clip_loss(*leaves, 20.0, labels=given, multi_positive=True, backend=backend)
+        loss.backward()
+        results.append((loss.detach(), *(leaf.grad for leaf in leaves)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 # Determinism
 
 
@@ -209,6 +241,23 @@ def test_same_bits_every_run(backend: str, objective: str, dtype: torch.dtype, t
         torch.set_num_threads(1)
     for name in NAMES:
         assert torch.equal(getattr(first, name), getattr(again, name)), name
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"multi_positive": True}], ids=str)
+def test_same_bits_every_run_with_labels(options: dict[str, Any]) -> None:
+    """Sums over the members of a label are not left to threads either."""
+    labels = torch.arange(3000) % 700
+    torch.set_num_threads(2)
+    try:
+        results = []
+        for _ in range(3):
+            x, y = (unit(3000, 48, seed).float().requires_grad_() for seed in (1, 2))
+            loss = fastclip.clip_loss(x, y, 20.0, labels=labels, **options)
+            results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
+    finally:
+        torch.set_num_threads(1)
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
 
 
 # Options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -107,6 +108,15 @@ def test_opcheck(backend: str, objective: Objective, labelled: bool, columns: bo
     torch.library.opcheck(torch.ops.fastclip.contrastive_backward.default, backward)
 
 
+def test_opcheck_of_sums_over_labels() -> None:
+    keys = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    arguments = (keys, LABELS, torch.tensor([0, 1, 7, 1]))
+    torch.library.opcheck(torch.ops.fastclip.group_sums.default, arguments)
+    torch.autograd.gradcheck(
+        torch.ops.fastclip.group_sums, (keys.double().detach().requires_grad_(), *arguments[1:])
+    )
+
+
 @pytest.mark.parametrize("objective", [Objective.SOFTMAX, Objective.SIGMOID])
 def test_opcheck_of_the_triton_backend(objective: Objective) -> None:
     if "triton" not in CPU_BACKENDS:
@@ -149,6 +159,20 @@ def test_compiles_as_one_graph(call: str, dynamic: bool) -> None:
     assert torch.equal(eager_loss, traced_loss)
     for ours, theirs in zip(gradients(traced_loss, leaves), gradients(eager_loss, leaves), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_how_a_backend_is_found_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking a GPU for its capability, or a package for its version, is nothing that a graph can hold."""
+    torch._dynamo.reset()
+    asked = []
+
+    def obstacle(backend: object, device: torch.device, dtype: torch.dtype) -> str | None:
+        asked.append(os.stat(__file__).st_size)
+        return None
+
+    monkeypatch.setattr(fastclip.backends, "_obstacle", obstacle)
+    compiled = torch.compile(fastclip.clip_loss, fullgraph=True, backend="eager")
+    assert compiled(*inputs()[:3]).isfinite() and asked
 
 
 def test_a_dynamic_graph_serves_other_sizes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +41,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = 
         lambda: clip(X.long(), Y, 10.0),
         TypeError,
         ("image_features must be floating point", "torch.int64", ".float()"),
+    ),
+    "eight bits": (
+        lambda: clip(X.to(torch.float8_e4m3fn), Y.to(torch.float8_e4m3fn), 10.0),
+        TypeError,
+        ("image_features must be of float32, bfloat16, float16, float64", "float8_e4m3fn"),
     ),
     "integers on the other side": (
         lambda: siglip(X, Y.to(torch.uint8), 10.0),
@@ -80,17 +86,43 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = 
     "more images than texts": (
         lambda: clip(LONGER, Y, 10.0),
         ValueError,
-        ("diagonal=0", "6 image rows", "columns 0 to 5", "4 text rows", "every image needs its text"),
+        (
+            "diagonal=0",
+            "6 rows of image_features",
+            "rows 0 to 5 of text_features",
+            "which has 4",
+            "its partner",
+        ),
     ),
     "a diagonal that does not fit": (
         lambda: clip(X, LONGER, 10.0, diagonal=3),
         ValueError,
-        ("diagonal=3", "columns 3 to 6", "6 text rows"),
+        ("diagonal=3", "rows 3 to 6 of text_features", "which has 6"),
     ),
     "a negative diagonal": (
         lambda: siglip(X, LONGER, 10.0, diagonal=-1),
         ValueError,
-        ("diagonal=-1", "columns -1 to 2"),
+        ("diagonal=-1", "rows -1 to 2"),
+    ),
+    "a diagonal that is no integer": (
+        lambda: clip(X, LONGER, 10.0, diagonal=1.5),
+        TypeError,
+        ("diagonal must be an integer", "1.5"),
+    ),
+    "a diagonal of queries and keys": (
+        lambda: info_nce_loss(LONGER, Y, 10.0),
+        ValueError,
+        ("6 rows of query_features", "of key_features, which has 4"),
+    ),
+    "views of different samples": (
+        lambda: fastclip.NTXentLoss()(LONGER, Y),
+        ValueError,
+        ("a loss of two views needs as many rows as columns", "6 and 4"),
+    ),
+    "views of two widths": (
+        lambda: fastclip.NTXentLoss()(X, Y[:, :5]),
+        ValueError,
+        ("out1 has 5 features but out0 has 8",),
     ),
     # Scalars.
     "a scale of many elements": (
@@ -119,6 +151,21 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = 
         lambda: info_nce_loss(X, Y, 10.0, temperature=0.1),
         ValueError,
         ("exactly one of logit_scale and temperature", "logit_scale = 1 / temperature"),
+    ),
+    "a temperature of 0": (
+        lambda: info_nce_loss(X, Y, temperature=0.0),
+        ValueError,
+        ("temperature must be positive", "got 0.0"),
+    ),
+    "temperatures": (
+        lambda: info_nce_loss(X, Y, temperature=torch.ones(2)),
+        ValueError,
+        ("temperature must have one element", "(2,)"),
+    ),
+    "a temperature of no kind": (
+        lambda: info_nce_loss(X, Y, temperature="cold"),
+        TypeError,
+        ("temperature must be a float", "str"),
     ),
     "neither scale nor temperature": (
         lambda: info_nce_loss(X, Y),
@@ -184,20 +231,40 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = 
         ValueError,
         ("reduction must be one of 'mean', 'sum', 'none'", "got 'avg'"),
     ),
-    "smoothing of 1": (
-        lambda: clip(X, Y, 10.0, label_smoothing=1.0),
+    "smoothing above 1": (
+        lambda: clip(X, Y, 10.0, label_smoothing=1.1),
         ValueError,
-        ("label_smoothing must lie in [0, 1)", "got 1.0"),
+        ("label_smoothing must be a number in [0, 1]", "got 1.1"),
     ),
     "negative smoothing": (
         lambda: clip(X, Y, 10.0, label_smoothing=-0.1),
         ValueError,
-        ("label_smoothing must lie in [0, 1)", "got -0.1"),
+        ("label_smoothing must be a number in [0, 1]", "got -0.1"),
+    ),
+    "one weight for two directions": (
+        lambda: info_nce_loss(X, Y, 10.0, weights=(1.0,)),
+        ValueError,
+        ("weights must be two numbers", "(1.0,)"),
+    ),
+    "three weights": (
+        lambda: info_nce_loss(X, Y, 10.0, weights=(1.0, 0.0, 5.0)),
+        ValueError,
+        ("weights must be two numbers", "5.0"),
     ),
     "a negative workspace": (
         lambda: clip(X, Y, 10.0, workspace=-1),
         ValueError,
         ("workspace must be at least 0 MiB", "got -1"),
+    ),
+    "a workspace that is no number": (
+        lambda: clip(X, Y, 10.0, workspace="16"),
+        ValueError,
+        ("workspace must be at least 0 MiB", "'16'"),
+    ),
+    "a workspace of NaN": (
+        lambda: clip(X, Y, 10.0, workspace=float("nan")),
+        ValueError,
+        ("workspace must be at least 0 MiB", "nan"),
     ),
     "an unknown backend": (
         lambda: clip(X, Y, 10.0, backend="gpu"),
@@ -226,6 +293,16 @@ def test_bad_input_is_refused_before_any_kernel_runs(what: str, monkeypatch: pyt
     monkeypatch.setattr(fastclip.functional, "contrastive", never)
     with pytest.raises(BAD[what][1]):
         BAD[what][0]()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    loss = clip(X, Y, np.float32(10.0), label_smoothing=1.0, workspace=np.float64(16.0))
+    assert loss.item() == pytest.approx(clip(X, Y, 10.0, label_smoothing=1.0).item())
+
+
+def test_a_workspace_may_be_infinite() -> None:
+    x = X.clone().requires_grad_()
+    assert clip(x, Y, 10.0, workspace=float("inf")).item() == clip(x, Y, 10.0, workspace=0).item()
 
 
 # Backends

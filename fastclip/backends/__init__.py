@@ -70,5 +70,10 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return name
 
 
+# torch.compile shall ask once and for all, not trace how it is found out; this is what the decorator
+# torch.compiler.assume_constant_result does, whose import takes a second.
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _obstacle(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
     return backend.unavailable_reason() or backend.unsupported_reason(device, dtype)

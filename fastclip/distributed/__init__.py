@@ -23,7 +23,7 @@ from fastclip.distributed.distilling import distill
 from fastclip.distributed.driver import Spec
 from fastclip.distributed.ranks import MODES, Ranks, together, world
 from fastclip.distributed.strips import contrastive
-from fastclip.distributed.sums import positive_means, reduce, shared, smoothing, total
+from fastclip.distributed.sums import positive_means, reduce, shared, smoothing, spreads, total
 
 __all__ = [
     "MODES",
@@ -36,6 +36,7 @@ __all__ = [
     "reduce",
     "shared",
     "smoothing",
+    "spreads",
     "together",
     "total",
     "traffic",

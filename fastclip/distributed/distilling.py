@@ -43,7 +43,7 @@ def distill(
     """Return `fastclip.distill_loss` of all ranks' pairs, 0-d, the same on every rank; ranks may have none."""
     spec = Spec(Objective.SOFTMAX, True, normalize, None, 0, backend)
     teacher = (teacher_x, teacher_y, teacher_scale)
-    return total(ranks, _Strip.apply(x, y, scale, teacher, spec, need_grad, ranks))
+    return total(ranks, _Strip.apply(x, y, scale, teacher, spec, need_grad, ranks)).clamp_min(0)
 
 
 class _Strip(torch.autograd.Function):

@@ -54,7 +54,10 @@ def smoothing(
     positives = y[diagonal : diagonal + len(x)]
     own = (x * positives).sum(dim=1)
     all_x, all_y = total(ranks, torch.stack([x.sum(dim=0), y.sum(dim=0)]))
-    by_row, by_col = x @ all_y, positives @ all_x
+    by_row, by_col = (
+        (x * all_y).sum(dim=1),
+        (positives * all_x).sum(dim=1),
+    )  # autocast would round a product's
     row_count, col_count = torch.full_like(by_row, sum(ranks.cols)), torch.full_like(by_col, sum(ranks.rows))
     if labels is not None:
         row_same, col_same, row_others, col_others = same_label(ranks, x, y, labels)
@@ -86,6 +89,16 @@ def positive_means(
         z = z if bias is None else z + bias
         means.append(torch.where(count > 0, z, 0))
     return means[0], means[1], row_count, col_count
+
+
+def spreads(
+    ranks: Ranks, x: Tensor, y: Tensor, scale: Tensor, labels: Tensor, *, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Return how far this rank's pairs lie above their positives' means: `linear_terms.spreads`, over ranks."""
+    x, y = linear_terms.unit(x, normalize), linear_terms.unit(y, normalize)
+    row_sum, col_sum, row_count, col_count = same_label(ranks, x, y, (labels, labels))
+    own = (x * y).sum(dim=1)
+    return scale * (own - row_sum / row_count), scale * (own - col_sum / col_count)
 
 
 @eager

@@ -369,6 +369,15 @@ def test_similarities_of_a_block() -> None:
     torch.testing.assert_close(got.double(), exact[8:40, 16:50], rtol=0, atol=1e-6)
 
 
+def test_similarities_of_an_infinite_feature() -> None:
+    # float32 features are hi and lo, and infinity times a lo of 0 would be NaN.
+    x, y = unit(20, 40, 1).float(), unit(30, 40, 2).float().abs()
+    x[3, 7] = torch.inf
+    values, _ = fastclip.similarity_topk(x, y, 30, backend="triton")
+    assert values[3].eq(torch.inf).all()
+    torch.testing.assert_close(values, (x @ y.T).sort(descending=True).values, rtol=1e-3, atol=1e-3)
+
+
 def test_same_bits_every_time() -> None:
     what = case("no whole tile").rounded(F32)
     with plans():
@@ -505,11 +514,15 @@ def test_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
     assert "TRITON_INTERPRET=1" in TRITON.unavailable_reason()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    gpus = [(7, 5)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpus[getattr(device, "index", device)])
     assert "7.5" in TRITON.unavailable_reason()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    gpus[:] = [(9, 0), (7, 5)]
     assert TRITON.unavailable_reason() is None
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    assert TRITON.unsupported_reason(torch.device("cuda", 0), torch.float32) is None
+    assert "7.5" in TRITON.unsupported_reason(torch.device("cuda", 1), torch.float32)
+    gpus[:] = [(10, 0)]
     monkeypatch.setattr(backend, "version", lambda name: "3.6.0")
     assert "3.6 does not compile it for compute capability 10.0" in TRITON.unavailable_reason()
     monkeypatch.setattr(backend, "version", lambda name: "3.10.1")

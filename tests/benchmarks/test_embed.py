@@ -28,7 +28,7 @@ def test_embed_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert program.main(arguments) == 0
     assert "texts, padded to 77" in capsys.readouterr().out
     document = json.loads((tmp_path / "embed-cpu-small.json").read_text())
-    assert document["command"] == "python -m benchmarks embed --pictures 2 --texts 8 --turns 1 --small"
+    assert document["command"] == "python -m benchmarks embed --small --turns 1 --pictures 2 --texts 8"
     rows = {row["what"]: row for row in document["rows"]}
     assert all(row["ratio"] > 0 and row["fastclip_per_second"] > 0 for row in rows.values())
     assert all(rows[what]["difference"] < 1e-5 for what in rows if "files" not in what)

@@ -12,7 +12,7 @@ import torch
 
 import fastclip
 from benchmarks import __main__ as program
-from benchmarks import accuracy, gpu, gpu_checks, loss, measure, oracle
+from benchmarks import accuracy, gpu, gpu_checks, loss, measure, oracle, throughput
 from benchmarks.cases import Case, Inputs, Series
 from benchmarks.contenders import Contender, Loss, step
 from benchmarks.oracle import QUESTIONS, Finding, Question, solved
@@ -123,16 +123,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(gpu, "timed", recorded("timed", [Row(case, gpu.OURS, 0.007, 0.0, 5, 0.8)]))
     monkeypatch.setattr(gpu, "small", recorded("small", []))
     monkeypatch.setattr(gpu, "million", recorded("million", []))
+    monkeypatch.setattr(throughput, "on_gpu", recorded("throughput", 0))
     return called
 
 
 def test_right_first_then_fast(calls: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--output", str(tmp_path)]) == 0
-    assert calls == ["regimes", "check", "timed", "small", "million"]
+    assert calls == ["regimes", "check", "timed", "small", "million", "throughput"]
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert document["checks"] == [{"what": "clip: loss", "share_of_bound": 0.5, "passed": True}]
     assert document["rows"][0]["seconds"] == 0.007
-    assert "80 % of the matmul rate; goal on an H100 75%: reached" in capsys.readouterr().out
+    assert "80 % of the matmul rate; goal 75% on an H100: reached" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["regimes", "check"])
@@ -143,11 +144,48 @@ def test_nothing_wrong_is_timed(
         monkeypatch.setattr(accuracy, "main", lambda arguments: 1)
     else:
         monkeypatch.setattr(
-            gpu, "check", lambda questions: [("clip: dx, whole", Finding("dx, whole", float("nan")))]
+            gpu,
+            "check",
+            lambda questions, clock, keep: [("clip: dx, whole", Finding("dx, whole", float("nan")))],
         )
     assert gpu.main(["--output", str(tmp_path)]) == 1
     assert not {"timed", "small", "million"} & set(calls)
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == []
+
+
+def test_all_that_has_a_goal_gets_a_verdict() -> None:
+    bf16 = Case("softmax", 32768, 512, torch.bfloat16, "cuda")
+    rows = [
+        Row(bf16, gpu.OURS, 0.010, 0.0, 5, 0.8),
+        Row(bf16.of_size(65536), gpu.OURS, 0.041, 0.0, 5, 0.7),
+        Row(bf16.of_size(2**20), gpu.OURS, 0.010 * 32**2 * 1.2, 0.0, 1, 0.6),
+        Row(replace(bf16, dtype=torch.float32), gpu.OURS, 0.030, 0.0, 5, 0.8),
+        Row(bf16, "memeff", 0.020, 0.0, 5),
+        Row(bf16, "Inf-CL", 0.200, 0.0, 5),
+        Row(bf16, "open_clip", failure="out of memory"),
+    ]
+    assert gpu.goals(rows) == [
+        "softmax, N = 32,768, D = 512, bfloat16: 80 % of the matmul rate; goal 75% on an H100: reached",
+        "softmax, N = 65,536, D = 512, bfloat16: 70 % of the matmul rate; goal 75% on an H100: NOT reached",
+        "softmax, N = 32,768, D = 512, float32: 3.00x bfloat16's time; goal at most 3.2x: reached",
+        "softmax, N = 32,768, D = 512, bfloat16: 2.0x as fast as memeff; goal 2.5x: NOT reached",
+        "softmax, N = 32,768, D = 512, bfloat16: 20.0x as fast as Inf-CL; goal 10x: reached",
+        "time per N², N = 32,768, 65,536, 1,048,576: within 20%; goal 10%: NOT reached",
+    ]
+    share = {"model": "ViT-B-32", "batch": 4096, "loss_share": 0.04}
+    assert throughput.goals([share, {"failure": "out of memory"}]) == [
+        "ViT-B-32, batch 4,096: 4.0 % of the step in the loss; goal below 3.0 %: NOT reached"
+    ]
+
+
+def test_training_steps_that_do_not_fit_the_time_are_left_out() -> None:
+    rows = list(throughput.measured(left=lambda: 1.0))
+    assert [row["failure"] for row in rows] == ["left out for want of time"] * len(throughput.BATCHES)
+
+
+def test_checks_that_do_not_fit_the_time_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.check(QUESTIONS, gpu.Clock.of(0.1), 60) == []
+    assert f"left out for want of time: {QUESTIONS[0].label}" in capsys.readouterr().err
 
 
 def test_a_check_that_cannot_run_is_broken(
@@ -157,10 +195,10 @@ def test_a_check_that_cannot_run_is_broken(
         raise RuntimeError("an illegal memory access")
 
     monkeypatch.setattr(oracle, "solved", fail)
-    for name in ("repeatable", "unsynced", "replayed", "bounded", "distilled"):
+    for name in ("repeatable", "labelled", "unsynced", "replayed", "bounded", "distilled"):
         monkeypatch.setattr(gpu_checks, name, fail)
     checks = gpu.check(QUESTIONS)
-    assert len(checks) == len(QUESTIONS) + 7
+    assert len(checks) == len(QUESTIONS) + 8
     assert not any(finding.passed for _, finding in checks)
     assert "BROKEN  clip, N = 4,096" in capsys.readouterr().out
 
@@ -246,6 +284,8 @@ def test_replays_are_compared_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu_checks, "captured", captured)
     assert all(f.passed for f in gpu_checks.replayed(case, gpu.OURS))
     assert all(f.passed for f in gpu_checks.repeatable(case, gpu.OURS))
+    assert len(gpu_checks.labelled(case, gpu.OURS)) == 6
+    assert all(f.passed for f in gpu_checks.labelled(case, gpu.OURS))
     # A graph that has not seen the new inputs.
     old = gpu_checks.contender(gpu.OURS).loss(case)(*case.inputs())
     monkeypatch.setattr(gpu_checks, "captured", lambda loss, inputs: lambda: (step(loss, inputs), old)[1])

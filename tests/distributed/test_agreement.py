@@ -73,7 +73,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"reduction": "median"}, "reduction must be one of"),
     ({"labels": torch.arange(3)}, "row labels must have shape (4,)"),
     ({"backend": "abacus"}, "backend must be"),
-    ({"label_smoothing": 2.0}, "label_smoothing must lie in"),
+    ({"label_smoothing": 2.0}, "label_smoothing must be a number in"),
+    ({"function": "info_nce_loss", "temperature": 0.1}, "exactly one of logit_scale and temperature"),
     ({"width": 0}, "is empty"),
     ({"mode": "star"}, "mode must be one of 'gather', 'ring', got 'star'"),
     ({"reduction": "ü" * 3000}, "reduction must be one of"),  # longer than the message

@@ -110,10 +110,14 @@ def run_autocast() -> bool:
     x, y = own.x.float(), own.y.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = fastclip.clip_loss(x, y, 1.7, group=dist.group.WORLD)
-    return torch.equal(mixed, fastclip.clip_loss(x, y.float(), 1.7, group=dist.group.WORLD))
+        smoothed = fastclip.clip_loss(x, y, 100.0, label_smoothing=0.3, group=dist.group.WORLD)
+    wide = (x, y.float())
+    return torch.equal(mixed, fastclip.clip_loss(*wide, 1.7, group=dist.group.WORLD)) and torch.equal(
+        smoothed, fastclip.clip_loss(*wide, 100.0, label_smoothing=0.3, group=dist.group.WORLD)
+    )
 
 
-def test_autocast_takes_the_wider_dtype(ranks: Pool) -> None:
+def test_autocast_takes_the_wider_dtype_and_rounds_nothing(ranks: Pool) -> None:
     assert ranks.run(run_autocast, 3) == [True] * 3
 
 

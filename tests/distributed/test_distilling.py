@@ -75,20 +75,31 @@ def test_triton_backend(ranks: Pool, mode: str) -> None:
     assert differences(answers, exact, batch, rtol=3e-5) == []
 
 
-def disagreeing() -> str:
-    """Run on a rank: a teacher that is wider on rank 1."""
-    student, teacher = torch.ones(4, 6), torch.ones(4, 7 + dist.get_rank())
-    try:
-        fastclip.distill_loss(student, student, 1.0, teacher, teacher, 1.0, group=dist.group.WORLD)
-    except ValueError as error:
-        return str(error)
-    return "no error"
+def disagreeing() -> list[str]:
+    """Run on a rank: what rank 1 has otherwise: the teacher's width, its dtype, a scale with a gradient."""
+    other, said = dist.get_rank() == 1, []
+    student = torch.ones(4, 6, dtype=torch.bfloat16, requires_grad=True)
+    for width, dtype, needed in (
+        (7 + other, torch.float32, False),
+        (7, torch.float32 if other else torch.bfloat16, False),
+        (7, torch.float32, other),
+    ):
+        teacher, scale = torch.ones(4, width, dtype=dtype), torch.tensor(1.0, requires_grad=needed)
+        try:
+            fastclip.distill_loss(student, student, scale, teacher, teacher, 1.0, group=dist.group.WORLD)
+            said.append("no error")
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
-def test_teachers_of_different_widths_are_refused_on_every_rank(ranks: Pool) -> None:
+def test_what_differs_is_refused_on_every_rank(ranks: Pool) -> None:
     said = ranks.run(disagreeing, 2)
     assert said[0] == said[1]
-    assert "width E of the teacher's features is 7 on rank 0, 8 on rank 1" in said[0]
+    width, dtype, needed = said[0]
+    assert "width E of the teacher's features is 7 on rank 0, 8 on rank 1" in width
+    assert "dtype of the teacher's features is torch.bfloat16 on rank 0, torch.float32 on rank 1" in dtype
+    assert "a gradient needed by" in needed
 
 
 def module(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -148,6 +148,23 @@ def test_all_pairs_share_a_label(ranks: Pool, mode: str) -> None:
     assert wrong(ranks, 3, batch, losses, mode=mode) == {}
 
 
+def one_tensor_of_labels(batch: Batch, options: dict[str, Any]) -> Answer:
+    """Run on a rank: pairs whose two sides have the same labels."""
+    own = batch.shard(dist.get_rank())
+    own = replace(own, labels=own.labels[1])  # type: ignore[arg-type]
+    loss = Loss("clip_loss", labels=True, options={"multi_positive": True, "normalize": True})
+    return differentiate(own, loss, group=dist.group.WORLD, **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_positives_with_one_tensor_of_labels(ranks: Pool, mode: str) -> None:
+    batch = Batch.random(Layout.named("empty shard", 3))
+    answers = ranks.run(one_tensor_of_labels, 3, batch, {"mode": mode})
+    loss = Loss("clip_loss", labels=True, options={"multi_positive": True, "normalize": True})
+    exact = truth(replace(batch, labels=(batch.labels[1], batch.labels[1])), loss)
+    assert differences(answers, exact, batch) == []
+
+
 def subgroup(batch: Batch, losses: list[Loss]) -> list[list[Answer]]:
     """Run on four ranks: ranks (2, 0) on one batch and (1, 3) on another, as groups and as a mesh's dimension."""
     members = [dist.new_group(pair) for pair in ([0, 2], [1, 3])]

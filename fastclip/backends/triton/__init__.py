@@ -35,20 +35,17 @@ class TritonBackend(Backend):
             return (
                 "there is no CUDA GPU (TRITON_INTERPRET=1, set before Triton is imported, runs it on the CPU)"
             )
-        major, minor = torch.cuda.get_device_capability()
-        if major < 8:
-            return f"it needs compute capability 8.0 (Ampere) or newer, this GPU has {major}.{minor}"
-        installed = _installed()
-        if major == 10 and installed < FOR_BLACKWELL:
-            found, needed = (".".join(map(str, each)) for each in (installed, FOR_BLACKWELL))
-            return f"Triton {found} does not compile it for compute capability {major}.{minor}, {needed} does"
-        return None
+        # Some GPU; whether it is the features' own is for `unsupported_reason`.
+        reasons = [_obstacle_of(device) for device in range(torch.cuda.device_count())]
+        return reasons[0] if reasons and all(reasons) else None
 
     def unsupported_reason(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype not in DTYPES:
             return f"it takes float32, bfloat16 and float16 features, these are {dtype}"
         wanted = "cpu" if _interpreted() else "cuda"
-        return None if device.type == wanted else f"it runs on {wanted} tensors here, these are on {device}"
+        if device.type != wanted:
+            return f"it runs on {wanted} tensors here, these are on {device}"
+        return None if wanted == "cpu" else _obstacle_of(device)
 
     def sums_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.float64  # O(M + N) of them: precision costs nothing
@@ -132,6 +129,18 @@ class TritonBackend(Backend):
         dtype: torch.dtype,
     ) -> Tensor:
         return _module("products").finish(total, packed, partner, weights.power, scale, dtype)
+
+
+def _obstacle_of(device: int | torch.device) -> str | None:
+    """Say why kernels cannot run on a GPU, or None if they can."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"it needs compute capability 8.0 (Ampere) or newer, this GPU has {major}.{minor}"
+    installed = _installed()
+    if major == 10 and installed < FOR_BLACKWELL:
+        found, needed = (".".join(map(str, each)) for each in (installed, FOR_BLACKWELL))
+        return f"Triton {found} does not compile it for compute capability {major}.{minor}, {needed} does"
+    return None
 
 
 def _installed() -> tuple[int, ...]:

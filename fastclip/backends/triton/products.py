@@ -25,8 +25,11 @@ def similarities(x: PackedHalves, y: PackedHalves, block: Block, out: Tensor | N
     hi_x, hi_y = x.half(0, block.rows), y.half(0, block.cols).mT
     add(out, hi_x, hi_y, fresh=True)
     if x.halves == 2:
-        add(out, hi_x, y.half(1, block.cols).mT)
-        add(out, x.half(1, block.rows), hi_y)
+        rest = torch.empty_like(out)
+        add(rest, hi_x, y.half(1, block.cols).mT, fresh=True)
+        add(rest, x.half(1, block.rows), hi_y)
+        infinite = torch.maximum(x.measure[2], y.measure[2]) > 0  # times a lo of 0 it would be NaN
+        out += rest.masked_fill_(infinite, 0)
     out *= x.measure[0] * y.measure[0]
     if x.factor is not None and y.factor is not None:
         out *= x.factor[block.rows, None]
