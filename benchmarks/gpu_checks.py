@@ -1,17 +1,18 @@
-"""Check how losses behave on a GPU, before anything is timed; what they compute is checked by benchmarks/oracle.py.
+"""Check how losses behave on a GPU, before anything is timed; what plain ones compute is for benchmarks/oracle.py.
 
 repeatable   the same bits twice
-labelled     the same, normalised here, with labels that some pairs share: smoothed, and as many positives
+labelled     labels that some pairs share, against the reference backend in float64, and the same bits twice
 unsynced     a step waits for nothing on the host
 replayed     a CUDA graph captured once gives what an ordinary step gives, bit for bit, on other inputs
 bounded      peak memory beside features and gradients
-distilled    distillation, which benchmarks/oracle.py does not know, against the reference backend in float64
+distilled    distillation, likewise against float64
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,29 +37,36 @@ def repeatable(case: Case, who: str = "fastclip triton") -> list[Finding]:
 
 
 def labelled(case: Case, who: str = "fastclip triton") -> list[Finding]:
-    """Ask for the same bits twice where sums run over the members of a label."""
+    """Hold losses with shared labels against float64's, and ask for the same bits twice."""
     labels = torch.arange(case.n, device=case.device) * 7 // 8
+
+    def answer(inputs: Inputs, backend: str, options: dict[str, Any]) -> list[Tensor]:
+        leaves = [t for t in inputs if t is not None]
+        loss = fastclip.clip_loss(*leaves, labels=labels, normalize=True, backend=backend, **options)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
     found = []
-    for name, options in (
-        ("smoothing", {"label_smoothing": 0.1}),
-        ("many positives", {"multi_positive": True}),
-    ):
-        answers = []
-        for _ in range(2):
-            inputs = case.inputs()
-            x, y = inputs.image_features, inputs.text_features
-            loss = fastclip.clip_loss(
-                *(x, y, inputs.logit_scale),
-                labels=labels,
-                normalize=True,
-                backend=who.removeprefix("fastclip "),
-                **options,
-            )
-            answers.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
-        for which, first, second in zip(("loss", "dx", "dy"), *answers, strict=True):
-            share = 0.0 if torch.equal(first, second) else float("inf")
-            found.append(Finding(f"{name}: {which}, same bits twice", share))
+    kinds: dict[str, dict[str, Any]] = {
+        "labels": {},
+        "labels, smoothing": {"label_smoothing": 0.1},
+        "labels, many positives": {"multi_positive": True},
+    }
+    for name, options in kinds.items():
+        first, second = (answer(case.inputs(), who.removeprefix("fastclip "), options) for _ in range(2))
+        found += _against(answer(case.inputs().double(), "reference", options), first, case.dtype, name)
+        same = all(torch.equal(*both) for both in zip(first, second, strict=True))
+        found.append(Finding(f"{name}, same bits twice", 0.0 if same else float("inf")))
     return found
+
+
+def _against(exact: list[Tensor], ours: list[Tensor], dtype: torch.dtype, name: str) -> list[Finding]:
+    """Hold loss, dx, dy and dscale against float64's, each as a whole."""
+    rounding = 2.0**-18 + torch.finfo(dtype).eps
+    bounds = {"loss": 1e-5, "dx": rounding, "dy": rounding, "dscale": 1e-5}
+    return [
+        Finding(f"{name}, {which}", ((mine.double() - right).norm() / right.norm()).item() / bounds[which])
+        for which, mine, right in zip(bounds, ours, exact, strict=True)
+    ]
 
 
 def unsynced(case: Case, who: str = "fastclip triton") -> list[Finding]:
@@ -130,10 +138,8 @@ def bounded(case: Case, who: str = "fastclip triton") -> tuple[Finding, int]:
 
 
 def distilled(case: Case, who: str = "fastclip triton") -> list[Finding]:
-    """Distil from a teacher twice as wide; whole gradients are held against float64's."""
+    """Distil from a teacher twice as wide, and hold the result against float64's."""
     teacher = [t.detach() for t in list(replace(case, d=2 * case.d).inputs(seed=1))[:3] if t is not None]
-    rounding = torch.finfo(case.dtype).eps
-    bounds = {"loss": 1e-5, "dx": 4 * 2.0**-20 + rounding, "dy": 4 * 2.0**-20 + rounding, "dscale": 1e-5}
     answers = []
     for inputs, taught, backend in (
         (case.inputs(), teacher, who.removeprefix("fastclip ")),
@@ -141,11 +147,8 @@ def distilled(case: Case, who: str = "fastclip triton") -> list[Finding]:
     ):
         leaves = [t for t in inputs if t is not None]
         loss = fastclip.distill_loss(*leaves, *taught, normalize=True, backend=backend)
-        answers.append([loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, leaves))])
-    return [
-        Finding(f"distillation, {name}", ((ours - exact).norm() / exact.norm()).item() / bounds[name])
-        for name, ours, exact in zip(bounds, *answers, strict=True)
-    ]
+        answers.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    return _against(answers[1], answers[0], case.dtype, "distillation")
 
 
 def memory_bound(case: Case) -> int:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fastclip.backends import compute_dtype
 
-
-# With m_ij = 1 where labels agree: m @ keys, whose gradient is mᵀ @ grad, the same with sides exchanged. Left to autograd,
-# both passes would add in whatever order threads come, and bits would differ from run to run.
+# With m_ij = 1 where labels agree: m @ keys, whose gradient is mᵀ @ grad, the same with sides exchanged. Left to
+# autograd, both passes would add in whatever order threads come, and bits would differ from run to run.
 torch.library.define("fastclip::group_sums", "(Tensor keys, Tensor key_labels, Tensor labels) -> Tensor")
 
 

@@ -34,8 +34,11 @@ from fastclip.objectives import Objective
 #: Streaming multiprocessors of the A100, RTX 3090, H100, B200 and RTX 5090.
 PROCESSORS = {"8.0": 108, "8.6": 82, "9.0": 132, "10.0": 148, "12.0": 170}
 
-#: What losses ask for: an objective, or a student's softmax less a teacher's.
-KINDS = (*(objective.value for objective in Objective), "distillation")
+#: What losses ask for: an objective, one with labels, or a student's softmax less a teacher's.
+KINDS = (
+    *(objective.value for objective in Objective),
+    *("softmax, labels", "sigmoid, labels", "distillation"),
+)
 
 #: By variant: the features' dtype, and whether they are normalised by the kernels.
 VARIANTS = {
@@ -123,6 +126,7 @@ def step(objective: str, variant: str, width: int, small: bool) -> None:
     """Run a loss's forward and backward pass through the launchers, on a few tiles; `small` ones have labels."""
     backend = get_backend("triton")
     dtype, normalize = VARIANTS[variant]
+    objective, *labelled = objective.split(", ")
     m, n, columns, many = 600, 1100, objective == "softmax", objective == "multi_sigmoid"
     x, y = (torch.zeros(rows, width, dtype=dtype) for rows in (m, n))
     if objective == "distillation":
@@ -133,7 +137,9 @@ def step(objective: str, variant: str, width: int, small: bool) -> None:
         distillation.walk_twice(backend, student, teacher, dtype, need_grad=True)
         return
     bias = None if columns else torch.tensor(-10.0)
-    labels = (torch.zeros(m, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)) if small or many else None
+    labels = None
+    if small or many or labelled:
+        labels = torch.zeros(m, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
     problem = blockwise.pose(
         *(backend, x, y, torch.tensor(10.0), bias, labels, Objective(objective), normalize),
         None if many else 5,

@@ -32,7 +32,7 @@ if not triton.knobs.runtime.interpret:
 import triton.language as tl  # noqa: E402
 
 from fastclip.backends import triton as backend  # noqa: E402
-from fastclip.backends.triton import forward, tiles  # noqa: E402
+from fastclip.backends.triton import forward, labels, tiles  # noqa: E402
 from fastclip.backends.triton import plan as planning  # noqa: E402
 from fastclip.backends.triton.pack import PackedHalves, pack  # noqa: E402
 from tests.backends.triton_paths import plans  # noqa: E402
@@ -153,6 +153,54 @@ def test_main_kernels_in_every_regime(name: str, dtype: torch.dtype) -> None:
     with plans():
         judged = judge("clip", name, dtype)
         assert judged.violations(judged.run(fused("triton"))) == []
+
+
+# Labels.
+
+
+def with_labels(shape: str, kinds: int, **options: object) -> Case:
+    """A case whose texts have labels of so many kinds; one image has a label that its text has not."""
+    m, n, diagonal = SHAPES[shape]
+    cols = torch.randint(0, kinds, (n,), generator=torch.Generator().manual_seed(kinds))
+    rows = cols[diagonal : diagonal + m].clone()
+    rows[0] = 999
+    return case(shape, labels=(rows, cols), **options)
+
+
+@pytest.mark.parametrize("kinds", [1, 6, 200])
+@pytest.mark.parametrize("shape", ["ragged rows and columns", "diagonal off the tiles"])
+def test_tiles_with_equal_labels_are_done_apart(shape: str, kinds: int) -> None:
+    with plans(tma=kinds == 6, blocks=(32, 64) if kinds == 6 else (10**6, 10**6)):
+        assert_accepted(with_labels(shape, kinds), F16)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"scale": 100.0}, F32),
+        ({"normalize": True}, BF16),
+        ({"objective": "info_nce"}, F16),
+        ({"objective": "siglip", "bias": -10.0, "normalize": True}, BF16),
+    ],
+    ids=str,
+)
+def test_labels_of_every_kind_of_problem(options: dict, dtype: torch.dtype) -> None:
+    with plans():
+        assert_accepted(with_labels("ragged rows and columns", 20, **options), dtype)
+
+
+def test_only_tiles_with_equal_labels_are_marked() -> None:
+    rows, cols = torch.arange(40), torch.arange(80) - 8
+    rows[3], rows[20] = cols[70], 999  # the third row of tiles and the second have one more, or none
+    problem = replace(
+        problem_of(40, 80), row_labels=rows, col_labels=cols, diagonal=8, x=[None] * 40, y=[None] * 80
+    )
+    tile = planning.Tile(16, 32, 64, 4, 2, 2, 1)
+    marks = labels.marks_of(problem, tile)
+    assert marks.stride == 3
+    assert marks.at.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    nowhere = labels.marks_of(replace(problem, diagonal=None, cache={}), tile)
+    assert nowhere.at.tolist() == [[1, 0, 1], [1, 1, 0], [0, 1, 0]]
 
 
 # Distillation.
@@ -462,8 +510,10 @@ def test_large_problems_take_the_main_kernels(h100: None) -> None:
     assert planning.plan_for(problem_of(2048, 4096)).strips
     assert not planning.plan_for(problem_of(1024, 1024)).strips  # launches dominate
     assert not planning.plan_for(problem_of(128, 10**6)).strips  # no two rows of tiles
-    labels = torch.zeros(32768, dtype=torch.int64)
-    assert not planning.plan_for(problem_of(32768, 32768, row_labels=labels, col_labels=labels)).strips
+    zeros = torch.zeros(32768, dtype=torch.int64)
+    assert planning.plan_for(problem_of(32768, 32768, row_labels=zeros, col_labels=zeros)).strips
+    many = {"objective": Objective.MULTI_SIGMOID, "diagonal": None}
+    assert not planning.plan_for(problem_of(32768, 32768, **many)).strips
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
@@ -516,7 +566,9 @@ def test_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     gpus = [(7, 5)]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpus[getattr(device, "index", device)])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: gpus[getattr(device, "index", device)]
+    )
     assert "7.5" in TRITON.unavailable_reason()
     gpus[:] = [(9, 0), (7, 5)]
     assert TRITON.unavailable_reason() is None

@@ -52,7 +52,7 @@ def plans(
     tile = Tile(*block, block_d=64, warps=4, stages=2, group=2, resident=1)
 
     def plan_for(problem: Problem) -> SmallPlan:
-        plain = problem.row_labels is None and problem.objective is not Objective.MULTI_SIGMOID
+        plain = problem.objective is not Objective.MULTI_SIGMOID
         return SmallPlan(
             tile, tile, tile, exact, strips and plain, tma, fragments, 3, problem.x.halves, blocks
         )

@@ -284,7 +284,7 @@ def test_replays_are_compared_with_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu_checks, "captured", captured)
     assert all(f.passed for f in gpu_checks.replayed(case, gpu.OURS))
     assert all(f.passed for f in gpu_checks.repeatable(case, gpu.OURS))
-    assert len(gpu_checks.labelled(case, gpu.OURS)) == 6
+    assert len(gpu_checks.labelled(case, gpu.OURS)) == 15
     assert all(f.passed for f in gpu_checks.labelled(case, gpu.OURS))
     # A graph that has not seen the new inputs.
     old = gpu_checks.contender(gpu.OURS).loss(case)(*case.inputs())

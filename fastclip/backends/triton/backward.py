@@ -14,6 +14,7 @@ from fastclip.backends.triton import arguments, strips, tiles
 from fastclip.backends.triton import plan as planning
 from fastclip.backends.triton import weights as kernels
 from fastclip.backends.triton.forward import prepared
+from fastclip.backends.triton.labels import marks_of
 from fastclip.backends.triton.plan import Plan
 from fastclip.backends.triton.spec import Spec, Teacher, Weights
 from fastclip.objectives import Coefficients, Objective, Sums
@@ -113,6 +114,7 @@ def coefficients(problem: Problem, block: Block, weights: TritonWeights, out: Te
             *arguments.sides(problem),
             prepared(problem),
             _weights(weights),
+            marks_of(problem, tile),
         ),
         *(
             halves[0],
@@ -181,9 +183,10 @@ def _tile_coefficients(
     teacher: Teacher | None = None,
 ) -> None:
     halves = (None, None) if out is None else (out[0], out[1] if len(out) == 2 else None)
+    marks = marks_of(problem, plan.coefficients) if spec.edges else None
     tiles.tile_coefficients[(totals.shape[1],)](
         *(problem.x.data, problem.y.data, *arguments.sides(problem), prepared(problem), _weights(weights)),
-        *(teacher, halves, tuple(totals), arguments.flags_of(weights.flags)),
+        *(teacher, marks, halves, tuple(totals), arguments.flags_of(weights.flags)),
         *(arguments.place(problem, block), 0 if out is None else out.stride(1), spec),
         **arguments.options(plan.general),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastclip.backends.base import Block, Problem
 from fastclip.backends.triton import arguments, strips, sums, tiles
 from fastclip.backends.triton import plan as planning
+from fastclip.backends.triton.labels import marks_of
 from fastclip.backends.triton.plan import Plan
 from fastclip.backends.triton.spec import Flags, Pair, Spec, Stats
 from fastclip.objectives import Sums
@@ -96,8 +97,7 @@ def _strips(problem: Problem, block: Block, plan: Plan, spec: Spec) -> tuple[Ten
     """Run the main kernels; return partial sums at the shift b, (strips, rows) and (parts, columns)."""
     height, width = block.shape
     whole, count = width // spec.block_n, triton.cdiv(width, spec.block_n)
-    splits = plan.splits(height // spec.block_m, whole)
-    slots = spec.block_n // spec.block_m + 2
+    splits, slots = plan.splits(height // spec.block_m, whole), spec.slots
     empty = {"dtype": torch.float32, "device": problem.x.data.device}
     row_part = torch.empty(count, height, **empty)
     col_part = torch.empty(splits + slots, width, **empty) if spec.columns else None
@@ -106,6 +106,7 @@ def _strips(problem: Problem, block: Block, plan: Plan, spec: Spec) -> tuple[Ten
             *arguments.operands(problem, plan.statistics, plan),
             *arguments.sides(problem),
             prepared(problem),
+            marks_of(problem, plan.statistics),
             row_part,
             col_part,
         ),

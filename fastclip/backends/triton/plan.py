@@ -105,8 +105,7 @@ def plan_for(problem: Problem) -> Plan:
     statistics = tile_for(capability, "statistics", variant, x.width)
     coefficients = tile_for(capability, "coefficients", variant, x.width)
     strips = (
-        problem.row_labels is None
-        and problem.objective is not Objective.MULTI_SIGMOID
+        problem.objective is not Objective.MULTI_SIGMOID
         and entries >= STRIP_ENTRIES
         and len(x) >= 2 * statistics.block_m
         and len(problem.y) >= 2 * statistics.block_n

@@ -41,12 +41,19 @@ class Spec:
     group: int = 8  # rows of tiles, or strips in strip_statistics, done side by side
 
     @property
+    def slots(self) -> int:
+        """Return how many programs edge_statistics has for a whole strip: tiles on the diagonal, ragged, marked."""
+        return self.block_n // self.block_m + 2 + self.labels
+
+    @property
     def pieces(self) -> int:
         """Return in how many pieces the main kernel writes a tile's coefficients: as few as no registers are spilt at.
 
         Found by compiling (tests/backends/test_triton_compile.py).
         """
-        return 4 if self.halves == 2 and not (self.tma and self.objective == "sigmoid") else 2
+        if self.halves == 2:
+            return 2 if self.tma and self.objective == "sigmoid" else 4
+        return 4 if self.tma and self.factors and self.labels and self.objective == "sigmoid" else 2
 
 
 class Side(NamedTuple):
@@ -71,6 +78,13 @@ class Flags(NamedTuple):
 
     at: Any
     count: Any
+
+
+class Marks(NamedTuple):
+    """int8 (rows of tiles, stride) of the whole matrix: 1 where a tile has equal labels off the diagonal."""
+
+    at: Any
+    stride: Any
 
 
 class Weights(NamedTuple):

@@ -1,8 +1,9 @@
 """The kernels that large problems spend their time in: whole tiles, no masks, one exponential an element.
 
     strip_statistics      forward: a program walks down a strip of columns and keeps its column sums in registers
-    edge_statistics       forward: what that leaves out, with masks: tiles on the diagonal, and ragged ones
-    sweep_coefficients    backward: all whole tiles; tile_coefficients then redoes those on the diagonal
+    edge_statistics       forward: what that leaves out, with masks: tiles on the diagonal, those with equal labels (as
+                          labels.py marked them), and ragged ones
+    sweep_coefficients    backward: all whole tiles; tile_coefficients then redoes the others
 
 One exponential: every sum has the same shift, the b that is in all logits t already (made from a bound of them, see
 sums.py), and the coefficient is ``2^t (R_i + C_j)`` with the sums' own shifts moved into R and C. Where b lies so
@@ -21,6 +22,7 @@ from fastclip.backends.triton.spec import LO_POWER, Spec
 from fastclip.backends.triton.tiles import (
     grouped,
     logits,
+    marked,
     permitted,
     product,
     roles,
@@ -55,8 +57,10 @@ def exponential(acc, rows, cols, logit, place, row_side, col_side, spec: tl.cons
         return softplus(t)
 
 
-@triton.jit(do_not_specialize=["place", "splits"])
-def strip_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, splits, spec: tl.constexpr):
+@triton.jit(do_not_specialize=["place", "splits", "marks"])
+def strip_statistics(
+    x, y, row_side, col_side, logit, marks, row_out, col_out, place, splits, spec: tl.constexpr
+):
     """Sum a part of a strip's whole tiles: program (strip, split), those of `group` strips side by side.
 
     row_out: (strips, rows of the block); col_out: (splits + …, columns of the block).
@@ -89,9 +93,12 @@ def strip_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, s
         tl.store(row_at + tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.sum(e, 1))
         if spec.columns:
             if spec.fragments:
-                sums += tl.sum(tl.reshape(e, [BLOCK_M // 16, 2, 8, BLOCK_N]), 1)
+                part = tl.sum(tl.reshape(e, [BLOCK_M // 16, 2, 8, BLOCK_N]), 1)
             else:
-                sums += tl.sum(e, 0)
+                part = tl.sum(e, 0)
+            if spec.labels:  # (the tile's row sums are written again)
+                part = tl.where(marked(marks, tile, strip, place, spec), 0.0, part)
+            sums += part
     if spec.columns:
         if spec.fragments:
             sums = tl.sum(tl.sum(sums, 0), 0)
@@ -99,16 +106,20 @@ def strip_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, s
         tl.store(col_at + tl.arange(0, BLOCK_N), sums)
 
 
-@triton.jit(do_not_specialize=["place", "splits"])
-def edge_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, splits, spec: tl.constexpr):
-    """Sum the other tiles: of every whole strip those on the diagonal and the ragged last one, and the ragged strip.
+@triton.jit(do_not_specialize=["place", "splits", "marks"])
+def edge_statistics(
+    x, y, row_side, col_side, logit, marks, row_out, col_out, place, splits, spec: tl.constexpr
+):
+    """Sum the other tiles: of every whole strip those on the diagonal, the ragged last one and those marked, and the
+    ragged strip.
 
-    A strip has SLOTS programs, each with a row of column sums of its own behind the `splits` of strip_statistics. The
-    ragged strip, which has no others, is shared by splits + SLOTS programs.
+    A strip has `slots` programs, each with a row of column sums of its own behind the `splits` of strip_statistics. The
+    ragged strip, which has no others, is shared by splits + slots programs.
     """
     BLOCK_M: tl.constexpr = spec.block_m
     BLOCK_N: tl.constexpr = spec.block_n
-    SLOTS: tl.constexpr = BLOCK_N // BLOCK_M + 2
+    RAGGED: tl.constexpr = BLOCK_N // BLOCK_M + 1
+    SLOTS: tl.constexpr = spec.slots
     height, width = place.row_end - place.row, place.col_end - place.col
     tiles, strips = height // BLOCK_M, width // BLOCK_N
     pid = tl.program_id(0)
@@ -116,11 +127,15 @@ def edge_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, sp
         strip = pid // SLOTS
         kind = pid % SLOTS
         skip, resume = diagonal_tiles(strip, tiles, place, spec)
-        begin = tl.where(kind == SLOTS - 1, tiles, skip + kind)
-        end = tl.where(kind == SLOTS - 1, tl.cdiv(height, BLOCK_M), tl.minimum(begin + 1, resume))
+        begin = tl.where(kind == RAGGED, tiles, skip + kind)
+        end = tl.where(kind == RAGGED, tl.cdiv(height, BLOCK_M), tl.minimum(begin + 1, resume))
+        if spec.labels:
+            begin, end = tl.where(kind > RAGGED, 0, begin), tl.where(kind > RAGGED, tiles, end)
         slot = splits + kind
     else:
         strip = strips
+        kind = 0
+        skip, resume = 0, 0
         slot = pid - strips * SLOTS
         each = tl.cdiv(tl.cdiv(height, BLOCK_M), splits + SLOTS)
         begin = slot * each
@@ -129,15 +144,20 @@ def edge_statistics(x, y, row_side, col_side, logit, row_out, col_out, place, sp
     cols = col + tl.arange(0, BLOCK_N)
     sums = tl.zeros([BLOCK_N], tl.float32)
     for tile in range(begin, end):
-        row = place.row + tile * BLOCK_M
-        rows = row + tl.arange(0, BLOCK_M)
-        acc = product(x, y, logit, row, col, spec)
-        e = exponential(acc, rows, cols, logit, place, row_side, col_side, spec)
-        summed, _positive, _shared = roles(rows, cols, place, row_side, col_side, spec)
-        e = tl.where(summed, e, 0.0)
-        row_at = row_out + strip.to(tl.int64) * height + (rows - place.row)
-        tl.store(row_at, tl.sum(e, 1), mask=rows < place.row_end)
-        sums += tl.sum(e, 0)
+        wanted = True
+        if spec.labels:  # marked, and not on the diagonal, whose tiles have slots of their own
+            alone = marked(marks, tile, strip, place, spec) & ((tile < skip) | (tile >= resume))
+            wanted = (kind <= RAGGED) | alone
+        if wanted:
+            row = place.row + tile * BLOCK_M
+            rows = row + tl.arange(0, BLOCK_M)
+            acc = product(x, y, logit, row, col, spec)
+            e = exponential(acc, rows, cols, logit, place, row_side, col_side, spec)
+            summed, _positive, _shared = roles(rows, cols, place, row_side, col_side, spec)
+            e = tl.where(summed, e, 0.0)
+            row_at = row_out + strip.to(tl.int64) * height + (rows - place.row)
+            tl.store(row_at, tl.sum(e, 1), mask=rows < place.row_end)
+            sums += tl.sum(e, 0)
     if spec.columns:
         col_at = col_out + slot.to(tl.int64) * width + (cols - place.col)
         tl.store(col_at, sums, mask=cols < place.col_end)
@@ -226,13 +246,27 @@ def write_coefficients(
     return gs_sum, g_sum
 
 
-@triton.jit(do_not_specialize=["place", "stride"])
+@triton.jit(do_not_specialize=["place", "stride", "marks"])
 def sweep_coefficients(
-    x, y, row_side, col_side, logit, weights, hi_out, lo_out, totals, flags, place, stride, spec: tl.constexpr
+    x,
+    y,
+    row_side,
+    col_side,
+    logit,
+    weights,
+    marks,
+    hi_out,
+    lo_out,
+    totals,
+    flags,
+    place,
+    stride,
+    spec: tl.constexpr,
 ):
     """Write the coefficients of all whole tiles of a block, as many programs as there are sharing them.
 
-    Tiles on the diagonal are written as if they had no positives, to be written again, and left out of the totals.
+    Tiles on the diagonal, and marked ones, are written as if they had nothing but negatives, to be written again, and
+    left out of the totals.
 
     hi_out, lo_out: fp16 (rows of the block, stride), lo_out None for one half. With spec.tma, descriptors of `pieces`:
         a tile leaves piece by piece, which needs fewer registers and less staging memory.
@@ -250,6 +284,8 @@ def sweep_coefficients(
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         pm, strip = grouped(tile, tiles_m, tiles_n, spec)
         row, col = place.row + pm * BLOCK_M, place.col + strip * BLOCK_N
+        if spec.labels:  # asked for here, where registers are free
+            again = marked(marks, pm, strip, place, spec)
         parts = pieces(product(x, y, logit, row, col, spec), spec)
         rows = row + tl.arange(0, BLOCK_M)
         row_weight = tl.load(
@@ -276,6 +312,8 @@ def sweep_coefficients(
             first_positive = row + place.diagonal
             on_diagonal = (first_positive < col + BLOCK_N) & (first_positive + BLOCK_M > col)
             gs, g = tl.where(on_diagonal, 0.0, gs), tl.where(on_diagonal, 0.0, g)
+        if spec.labels:
+            gs, g = tl.where(again, 0.0, gs), tl.where(again, 0.0, g)
         gs_total += gs
         if spec.bias:
             g_total += g

@@ -142,6 +142,14 @@ def permitted(flags, spec: tl.constexpr):
 
 
 @triton.jit
+def marked(marks, tile, strip, place, spec: tl.constexpr):
+    """Return whether a tile of the main kernels', counted from the block's first, has equal labels off the diagonal."""
+    WIDTH: tl.constexpr = spec.edges if spec.edges > 0 else spec.block_n
+    row, col = place.row // spec.block_m + tile, place.col // WIDTH + strip
+    return tl.load(marks.at + row.to(tl.int64) * marks.stride + col) > 0
+
+
+@triton.jit
 def grouped(tile, tiles_m, tiles_n, spec: tl.constexpr):
     """Return (row of tiles, strip) of the tile-th tile: down `group` rows before going right, for the L2 cache."""
     first = tile // (spec.group * tiles_n) * spec.group
@@ -191,11 +199,19 @@ def tile_statistics(x, y, row_side, col_side, logit, row_out, col_out, flags, pl
 
 
 @triton.jit
-def edge(index, tiles_n, place, spec: tl.constexpr):
+def edges_of(place, spec: tl.constexpr):
+    """Return how many tiles (BLOCK_M x EDGES) `edge` looks at before those that may be marked."""
+    height, width = place.row_end - place.row, place.col_end - place.col
+    ragged = tl.where(height % spec.block_m > 0, tl.cdiv(width, spec.edges), 0)
+    return 3 * (height // spec.block_m) + ragged
+
+
+@triton.jit
+def edge(index, tiles_n, place, marks, spec: tl.constexpr):
     """Return (row, column, exists) in the block of the index-th tile that the main coefficient kernel leaves out.
 
     Of every row of its tiles (BLOCK_M x EDGES) the two that may hold positives and the ragged last one, then all of
-    the ragged last row. Some come twice; they are the same both times.
+    the ragged last row, then all whole tiles, of which those exist that are marked and not on the diagonal.
     """
     BLOCK_M: tl.constexpr = spec.block_m
     EDGES: tl.constexpr = spec.edges
@@ -215,6 +231,14 @@ def edge(index, tiles_n, place, spec: tl.constexpr):
     exists = (exists & (last < 0)) | (last >= 0)
     strip = tl.where(last >= 0, last, strip)
     pm = tl.where(last >= 0, full_m, pm)
+    if spec.labels:
+        whole = index - edges_of(place, spec)
+        if whole >= 0:
+            pm, strip = whole // full_n, whole % full_n
+            exists = marked(marks, pm, strip, place, spec)
+            if spec.diagonal:
+                first = pm * BLOCK_M + place.row + place.diagonal - place.col
+                exists = exists & ((first >= (strip + 1) * EDGES) | (first + BLOCK_M <= strip * EDGES))
     return pm * BLOCK_M, strip * EDGES + part * spec.block_n, exists
 
 
@@ -232,9 +256,22 @@ def softmax_coefficients(t, rows, cols, weights, place, spec: tl.constexpr):
     return g
 
 
-@triton.jit(do_not_specialize=["place", "stride"])
+@triton.jit(do_not_specialize=["place", "stride", "marks"])
 def tile_coefficients(
-    x, y, row_side, col_side, logit, weights, teacher, out, totals, flags, place, stride, spec: tl.constexpr
+    x,
+    y,
+    row_side,
+    col_side,
+    logit,
+    weights,
+    teacher,
+    marks,
+    out,
+    totals,
+    flags,
+    place,
+    stride,
+    spec: tl.constexpr,
 ):
     """Write the coefficients of a block's tiles (all, or the edges), as many programs as there are sharing them.
 
@@ -250,7 +287,9 @@ def tile_coefficients(
     tiles = tiles_m * tiles_n
     if spec.edges > 0:
         tiles_n = tl.cdiv(width, spec.edges)
-        tiles = 3 * (height // BLOCK_M) + tl.where(height % BLOCK_M > 0, tiles_n, 0)
+        tiles = edges_of(place, spec)
+        if spec.labels:
+            tiles += (height // BLOCK_M) * (width // spec.edges)
         tiles *= spec.edges // BLOCK_N
     if spec.guard != "":
         tiles *= permitted(flags, spec)
@@ -258,7 +297,7 @@ def tile_coefficients(
     g_total = 0.0
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if spec.edges > 0:
-            row, col, exists = edge(tile, tiles_n, place, spec)
+            row, col, exists = edge(tile, tiles_n, place, marks, spec)
         else:
             pm, strip = grouped(tile, tiles_m, tiles_n, spec)
             row, col, exists = pm * BLOCK_M, strip * BLOCK_N, True
