@@ -40,7 +40,7 @@ from fastclip.models.tokenizer import VOCAB_SIZE
 from fastclip.models.vocabulary import write_vocabulary
 from fastclip.models.weights.errors import WeightsError
 from fastclip.models.weights.files import write_tensors
-from fastclip.models.weights.folder import save_folder
+from fastclip.models.weights.folder import has_averaged, save_folder
 from fastclip.models.weights.hf import write_hf
 from fastclip.models.weights.hf_names import is_siglip
 from fastclip.models.weights.open_clip import write_open_clip_config
@@ -149,6 +149,8 @@ def convert(
         report = [
             f"{source}: {_describe(found)}, {size / 1e6:.1f} M parameters, activation {found.activation}"
         ]
+        if not averaged and has_averaged(source):
+            report.append("these are the weights of its last step; --averaged takes the averaged ones")
         report += _verify(aside, tensors, found, to)
         if to == "hf" and "logit_bias" in tensors and not is_siglip(found):
             report.append("logit_bias is left out: CLIPModel has none, and embeddings do not depend on it")

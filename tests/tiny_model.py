@@ -25,6 +25,19 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
+def write_run(folder: Path) -> Path:
+    """Write what a run with --ema leaves: a checkpoint with last and, of another seed, averaged weights."""
+    checkpoint = folder / "checkpoints" / "step_00000001"
+    for name, seed in (("model", 0), ("ema", 1)):
+        torch.manual_seed(seed)
+        save(CLIP(TINY), checkpoint)
+        (checkpoint / "model.safetensors").rename(checkpoint / f"{name}.part")
+    for part in checkpoint.glob("*.part"):
+        part.rename(part.with_suffix(".safetensors"))
+    (checkpoint / "fastclip.json").rename(checkpoint / "state.json")
+    return folder
+
+
 def write_pictures(folder: Path, each: int = 3, *, captions: bool = False) -> list[Path]:
     """Write a folder of pictures for each colour, every picture a little different; return the files."""
     from PIL import Image

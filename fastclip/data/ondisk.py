@@ -57,7 +57,7 @@ class RecordSource(SplitSource):
             skipped=records.skipped,
         )
         self.decoder = decoder_name()  #: what decodes the pictures, for a run's facts
-        self.records = records
+        self.records, self.lost = records, records.lost
         self.augmentation = augmentation or Augmentation()
         self._tests: list[HeldOut] | None = None
 

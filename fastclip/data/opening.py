@@ -102,6 +102,7 @@ def open_source(
         source.skipped.update(validation.skipped)
         source.skipped_files.update(validation.skipped_files)
         validation.skipped, validation.skipped_files = source.skipped, source.skipped_files
+        source.lost += validation.lost
         source.validation = validation
     _judge(source, max_bad_share)
     return source
@@ -215,13 +216,14 @@ def _records(kind: DatasetType, path: str, options: _Options) -> Records:
 
 
 def _judge(source: PairSource, max_bad_share: float) -> None:
-    bad = source.skipped.total()
+    bad = source.skipped.total() + source.lost
     total = bad + len(source)
     if bad > max_bad_share * total:
         counts: Counter[str] = source.skipped
         reasons = ", ".join(f"{reason} ({n:,})" for reason, n in counts.most_common())
         raise DataError(
             f"{bad:,} of the {total:,} pairs of {source.name} cannot be used, more than --max-bad-share "
-            f"{max_bad_share:g}: {reasons}; for example {next(iter(source.skipped_files))}. Repair the data, or "
-            "allow more with --max-bad-share"
+            f"{max_bad_share:g}: {reasons}"
+            + (f", with which about {source.lost:,} more are lost" if source.lost else "")
+            + f"; for example {next(iter(source.skipped_files))}. Repair the data, or allow more with --max-bad-share"
         )

@@ -21,6 +21,7 @@ class Records(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.skipped: dict[str, str] = {}  #: reason by file, row or member
+        self.lost = 0  #: records that no name is left of, an estimate: the end of a tar that was cut short
 
     @abstractmethod
     def __len__(self) -> int:

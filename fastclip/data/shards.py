@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ from fastclip.data.records import Records
 from fastclip.data.source import DataError
 from fastclip.data.tarindex import ENTRY, index_tar, member_name
 
-_FORMAT = 1  # raise when an index is made otherwise
+_FORMAT = 2  # raise when an index is made otherwise
 _MOST_MAPS = 30_000  # of the 65,530 that Linux lets a process have; above, indices are read into memory
+_NAMED = 5  # of the shards that are missing
 _THREADS = 8  # that make indices: on a network disk this is waiting
 
 
@@ -37,7 +39,10 @@ class ShardRecords(Records):
 
     A sample's caption is its ``.txt`` (the whole file is one), else its ``.json``: see ``captions.from_value``. With
     ``keys`` the ``.json`` comes first. The index, 36 bytes a sample, is mapped from the cache into memory,
-    where all processes of a machine share it. Raises DataError if there is no shard, or no sample in any.
+    where all processes of a machine share it.
+
+    Raises DataError if a shard is missing or cannot be opened (a typo in a range must not cost half of the data), or
+    if there is no sample in any.
     """
 
     def __init__(
@@ -48,8 +53,10 @@ class ShardRecords(Records):
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="fastclip-index") as pool:
             mapped = len(shards) <= _MOST_MAPS
             indices = list(pool.map(lambda path: _index(path, folder, mapped), shards))
+        _require(shards, indices)
+        self.lost = _lost(indices)
         self._keys, self._shards, self._entries = keys, [], []
-        for path, (entries, skipped) in zip(shards, indices, strict=True):
+        for path, (entries, skipped, _) in zip(shards, indices, strict=True):
             self.skipped |= skipped
             if len(entries):
                 self._shards.append(path)
@@ -95,7 +102,8 @@ def expand(spec: str) -> list[str]:
     """Return the shards that ``spec`` means, in a fixed order.
 
     It may hold braces (``{00000..00099}``, ``{a,b}``), wildcards, several of these joined by ``::``, or name a
-    ``.txt`` file with one on each line, or a folder. A shard of a range that is not there stays in the list.
+    ``.txt`` file with one on each line, or a folder. A shard of a range that is not there stays in the list, and is an
+    error where the shards are opened.
     Raises DataError for URLs, for compressed tars and for wildcards that match nothing.
     """
     found = []
@@ -151,8 +159,51 @@ def _braces(text: str) -> list[str]:
     return [text[: match.start()] + value + after for value in values for after in rest]
 
 
-def _index(path: str, folder: Path, mapped: bool) -> tuple[np.ndarray, dict[str, str]]:
-    """Return a shard's samples and what is wrong with others: from the cache, or made and kept there."""
+class _Index(NamedTuple):
+    """What is in a shard: usable samples, ENTRY (N,), and why others are not, by name; or why it cannot be opened."""
+
+    entries: np.ndarray
+    skipped: dict[str, str]
+    problem: str | None = None
+
+
+def _require(shards: Sequence[str], indices: Sequence[_Index]) -> None:
+    """Raise DataError if there are shards that cannot be opened."""
+    missing = [
+        (path, index.problem)
+        for path, index in zip(shards, indices, strict=True)
+        if index.problem is not None
+    ]
+    if missing:
+        named = ", ".join(f"{path} ({problem})" for path, problem in missing[:_NAMED])
+        more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+        raise DataError(
+            f"{len(missing):,} of the {len(shards):,} shards cannot be opened: {named}{more}. Correct the path; or, to "
+            f"train without them, name those that are there, as a wildcard does: {_wildcard(missing[0][0])}"
+        )
+
+
+def _wildcard(path: str) -> str:
+    return os.path.join(os.path.dirname(path), "*.tar")
+
+
+def _lost(indices: Sequence[_Index]) -> int:
+    """Return about how many samples were in cut or damaged shards, beyond those that are listed.
+
+    A shard is taken to have held as many as the shards that are whole usually hold, where there are any.
+    """
+    sizes = [(len(index.entries) + len(index.skipped), _is_cut(index)) for index in indices]
+    whole = [size for size, is_cut in sizes if not is_cut]
+    usual = int(np.median(whole)) if whole else 0
+    return sum(max(0, usual - size) for size, is_cut in sizes if is_cut)
+
+
+def _is_cut(index: _Index) -> bool:
+    return not {"truncated tar", "damaged tar"}.isdisjoint(index.skipped.values())
+
+
+def _index(path: str, folder: Path, mapped: bool) -> _Index:
+    """Return what is in a shard: from the cache, or made and kept there."""
     try:
         about = os.stat(path)
         full = os.path.abspath(path)
@@ -164,42 +215,40 @@ def _index(path: str, folder: Path, mapped: bool) -> tuple[np.ndarray, dict[str,
             return cached
         entries, skipped = index_tar(path)
     except FileNotFoundError:
-        return np.empty(0, ENTRY), {path: "no such file"}
+        return _Index(np.empty(0, ENTRY), {}, "no such file")
     except OSError as error:
-        return np.empty(0, ENTRY), {path: f"cannot be opened ({error.strerror})"}
+        return _Index(np.empty(0, ENTRY), {}, error.strerror or str(error))
     try:
         with written_aside(entries_file) as aside:
             entries.tofile(aside)
         notes = {"key": key, "samples": len(entries), "skipped": skipped}
         with written_aside(notes_file) as aside:
             aside.write_text(json.dumps(notes), encoding="utf-8")
-        return _load(entries_file, notes_file, key, mapped) or (entries, skipped)
+        return _load(entries_file, notes_file, key, mapped) or _Index(entries, skipped)
     except OSError as error:
         warnings.warn(
             f"cannot keep the index of shards in {folder} ({error}): it is made anew by every process. "
             "Set FASTCLIP_CACHE to a writable folder.",
             stacklevel=2,
         )
-        return entries, skipped
+        return _Index(entries, skipped)
 
 
-def _load(
-    entries_file: Path, notes_file: Path, key: list, mapped: bool
-) -> tuple[np.ndarray, dict[str, str]] | None:
+def _load(entries_file: Path, notes_file: Path, key: list, mapped: bool) -> _Index | None:
     try:
         notes = json.loads(notes_file.read_text(encoding="utf-8"))
         if notes["key"] != key:
             return None
         if not notes["samples"]:
-            return np.empty(0, ENTRY), notes["skipped"]
+            return _Index(np.empty(0, ENTRY), notes["skipped"])
         size = notes["samples"] * ENTRY.itemsize
         if entries_file.stat().st_size != size:
             return None
         if not mapped:
-            return np.fromfile(entries_file, ENTRY), notes["skipped"]
+            return _Index(np.fromfile(entries_file, ENTRY), notes["skipped"])
         # Mapped by torch, since a map of Python's keeps the file open, and ten thousand are too many for a process.
         data = torch.from_file(str(entries_file), shared=False, size=size, dtype=torch.uint8)
-        return data.numpy().view(ENTRY), notes["skipped"]
+        return _Index(data.numpy().view(ENTRY), notes["skipped"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
 

@@ -87,6 +87,9 @@ class PairSource(ABC):
     skipped: Counter[str] = field(default_factory=Counter, init=False)  #: unreadable pairs, by reason
     #: reason by file, row or member
     skipped_files: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    lost: int = field(
+        default=0, init=False
+    )  #: pairs that no name is left of, an estimate; not in ``skipped``
 
     @abstractmethod
     def __len__(self) -> int:
@@ -97,8 +100,8 @@ class PairSource(ABC):
         """Return the pairs at ``indices``.
 
         Caption and augmentation of a pair depend on ``(seed, epoch, index)`` alone, not on its neighbours in
-        the batch. An unreadable pair is left out of the result and counted in ``skipped``. ``augment=False``
-        gives the picture as it is, with its plainest caption.
+        the batch. An unreadable pair is left out of the result, counted in ``skipped`` once and named in
+        ``skipped_files``. ``augment=False`` gives the picture as it is, with its plainest caption.
         """
 
     @abstractmethod

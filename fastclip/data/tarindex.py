@@ -78,6 +78,8 @@ def _members(path: str) -> Iterator[_Member]:
     with open(path, "rb", buffering=0) as file:
         descriptor, end, at = file.fileno(), os.fstat(file.fileno()).st_size, 0
         name, size = "", -1  # what an extended header said of the member that follows
+        if not end:  # an archive of nothing has two blocks of zeros
+            yield _Member("byte 0", 0, 0, "truncated tar")
         while at < end:
             header = os.pread(descriptor, _BLOCK, at)
             if len(header) < _BLOCK:

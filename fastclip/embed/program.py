@@ -16,6 +16,7 @@ from fastclip.data import PairSource, open_source
 from fastclip.data.opening import DatasetType
 from fastclip.space import Encoder, PictureFiles, list_pictures
 from fastclip.space.command import (
+    AveragedFlag,
     CommandError,
     DataArgument,
     ModelArgument,
@@ -65,6 +66,7 @@ class Options:
     """Numbers of the files; clip-retrieval writes float16."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
+    averaged: AveragedFlag = False
 
 
 class Rows(NamedTuple):
@@ -88,7 +90,9 @@ def run(options: Options) -> Path:
     }.items():
         if value < 1:
             raise CommandError(f"{flag} must be at least 1, got {value}")
-    model, _, tokenizer = open_model(options.model, options.device, _PRECISIONS[options.precision])
+    model, _, tokenizer = open_model(
+        options.model, options.device, _PRECISIONS[options.precision], averaged=options.averaged
+    )
     encoder = Encoder(model, tokenizer, batch_size=options.batch_size)
     source = open_pairs(options, model.config.vision.image_size)
     folder = Path(options.output)
@@ -107,6 +111,7 @@ def run(options: Options) -> Path:
         precision=options.precision,
         dtype=options.dtype,
         columns={key: value for key, value in keys.items() if value is not None},
+        averaged=options.averaged,
     )
     writer = EmbeddingWriter(folder, plan)
     if writer.rows:

@@ -21,7 +21,7 @@ from fastclip.explore.gallery import Gallery, held_out_gallery
 from fastclip.explore.layout import lay_out, thumbnails
 from fastclip.explore.page import Findings, places_shown, render_page
 from fastclip.space import TEMPLATES, Encoder, parse_sum
-from fastclip.space.command import CommandError, ModelArgument, open_model, write_json
+from fastclip.space.command import AveragedFlag, CommandError, ModelArgument, open_model, write_json
 from fastclip.train import checkpoint
 from fastclip.train.build import SPLIT_SEED, build_source
 from fastclip.train.config import Config, ConfigError, RunConfig
@@ -49,6 +49,7 @@ class Options:
     """Seed of what is drawn at random."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
+    averaged: AveragedFlag = False
     sheet: str | None = None
     """Draw sums and ways as a PNG too."""
 
@@ -69,7 +70,7 @@ def run(options: Options) -> Path:
     user_sums = [_parse_sum(expression) for expression in options.compose]
     user_ways = [_parse_way(expression) for expression in options.interpolate]
 
-    model, _, tokenizer = open_model(options.model, options.device)
+    model, _, tokenizer = open_model(options.model, options.device, averaged=options.averaged)
     with one_thread() as workers, ThreadPoolExecutor(1) as pool:
         encoder = Encoder(model, tokenizer, batch_size=64, workers=min(workers, 8))
         gallery = open_gallery(options, model, encoder)
@@ -89,7 +90,7 @@ def run(options: Options) -> Path:
             ways_note=note,
             sums=[*(scenes.evaluate_sum(gallery, terms) for terms in user_sums), *sums],
             heatmap=scenes.heatmap(gallery, seed=options.seed),
-            command=f"python -m fastclip.explore {options.model}",
+            command=f"python -m fastclip.explore {options.model}" + " --averaged" * options.averaged,
         )
     page = render_page(gallery, findings, thumbnails(gallery, places_shown(findings)))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,7 @@ def plain(options: Options, gallery: Gallery, findings: Findings) -> dict[str, A
 
     return {
         "model": options.model,
+        "averaged": options.averaged,
         "data": gallery.name,
         "seed": options.seed,
         "pictures": len(gallery),

@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastclip.space.command import CommandError, ModelArgument, OutputArgument, open_model, write_json
+from fastclip.space.command import (
+    AveragedFlag,
+    CommandError,
+    ModelArgument,
+    OutputArgument,
+    open_model,
+    write_json,
+)
 
 TOLERANCE = 1e-4  # of unit-length outputs; onnxruntime adds up in another order
 BATCHES = (1, 2, 5)  # the check's; the export sees 2 only
@@ -38,6 +45,7 @@ class Options:
     """Bring features to length 1."""
     opset: int = 18
     """Version of ONNX's operators."""
+    averaged: AveragedFlag = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def run(options: Options) -> list[Tower]:
         CommandError: a package is missing, or a file's outputs are not torch's.
     """
     _require_packages()
-    model, _, tokenizer = open_model(options.model, "cpu")
+    model, _, tokenizer = open_model(options.model, "cpu", averaged=options.averaged)
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     side = model.config.vision.image_size
@@ -110,6 +118,7 @@ def run(options: Options) -> list[Tower]:
             "tokens": f"int64 (B, {tokens(1).shape[1]})",
             "normalized": options.normalize,
             "logit_scale": scale,
+            "averaged": options.averaged,
             "opset": options.opset,
             "towers": [vars(tower) for tower in towers],
         },

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastclip.data.picture import UnreadableError, decode
 from fastclip.search.sheet import Hit, Query, draw_contact_sheet
 from fastclip.space import Encoder, compose, parse_sum
-from fastclip.space.command import CommandError, EmbeddingsArgument, open_encoder, write_json
+from fastclip.space.command import AveragedFlag, CommandError, EmbeddingsArgument, open_encoder, write_json
 from fastclip.space.embeddings import Embeddings, Row
 
 SIDE = 128  # pixels of a picture on the sheet
@@ -32,7 +32,7 @@ class Options:
     image: tuple[str, ...] = ()
     """Picture files to search for."""
     model: str | None = None
-    """What encodes the queries. Default: what the folder was embedded with."""
+    """What encodes the queries. Default: what the folder was embedded with, the same weights of it."""
     side: Literal["images", "texts"] = "images"
     """What is searched: pictures, or captions."""
     k: int = 12
@@ -43,6 +43,7 @@ class Options:
     """File to write the answers to as JSON; - prints them in place of the table."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
+    averaged: AveragedFlag = False
 
 
 def run(options: Options) -> list[Query]:
@@ -56,10 +57,16 @@ def run(options: Options) -> list[Query]:
     if options.k < 1:
         raise CommandError(f"--k must be at least 1, got {options.k}")
     store = Embeddings(Path(options.embeddings))
-    path = options.model or (store.plan.model if store.plan else None)
+    path, averaged = options.model, options.averaged
     if path is None:
-        raise CommandError(f"{options.embeddings} does not say what made it; name the model with --model")
-    encoder = open_encoder(path, options.device)
+        if store.plan is None:
+            raise CommandError(f"{options.embeddings} does not say what made it; name the model with --model")
+        if averaged:
+            raise CommandError(
+                "--averaged goes with --model; without it, queries take the weights of the folder"
+            )
+        path, averaged = store.plan.model, store.plan.averaged
+    encoder = open_encoder(path, options.device, averaged=averaged)
     features = torch.cat([*(_text(encoder, text) for text in options.text), *_images(encoder, options.image)])
     width = store.width
     if features.shape[1] != width:

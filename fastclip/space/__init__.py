@@ -7,9 +7,9 @@ from fastclip.space.directions import AttributeDirection, attribute_direction, c
 from fastclip.space.encoder import Encoder
 from fastclip.space.geometry import ModalityGap, alignment, modality_gap, uniformity
 from fastclip.space.neighbours import ClusterReport, cluster_report, nearest
-from fastclip.space.pictures import ClassFolder, PictureFiles, list_pictures
+from fastclip.space.pictures import ClassFolder, PictureFiles, list_pictures, read_class_names
 from fastclip.space.probe import LinearProbe, linear_probe
-from fastclip.space.templates import TEMPLATES
+from fastclip.space.templates import TEMPLATES, read_templates
 from fastclip.space.zeroshot import ZeroShotClassifier, ZeroShotResult, zero_shot_classifier
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
     "modality_gap",
     "nearest",
     "parse_sum",
+    "read_class_names",
+    "read_templates",
     "uniformity",
     "zero_shot_classifier",
 ]

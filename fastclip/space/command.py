@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from fastclip.models import Loaded, load
+from fastclip.models.weights.folder import has_averaged
 from fastclip.space.encoder import Encoder
 
 Options = TypeVar("Options")
@@ -24,6 +25,14 @@ ModelArgument = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODE
 DataArgument = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
 OutputArgument = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
 EmbeddingsArgument = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="EMBEDDINGS")]
+
+#: Which weights of a run to take.
+AveragedFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Take the averaged weights of a run with --ema, on which it was tested. Default: those of its last step."
+    ),
+]
 
 
 class CommandError(Exception):
@@ -68,16 +77,25 @@ def main(
     return 0
 
 
-def open_model(path: str, device: str = "auto", dtype: torch.dtype = torch.float32) -> Loaded[Any]:
-    """Load a model as `fastclip.models.load` does; "auto" is a GPU where there is one."""
+def open_model(
+    path: str, device: str = "auto", dtype: torch.dtype = torch.float32, *, averaged: bool = False
+) -> Loaded[Any]:
+    """Load a model as `fastclip.models.load` does; "auto" is a GPU where there is one.
+
+    Whoever takes the last weights of a run that has averaged ones, too, is told.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(path, device=device, dtype=dtype)
+    if not averaged and has_averaged(Path(path)):
+        print(f"{path}: the weights of its last step; --averaged takes the averaged ones", file=sys.stderr)
+    return load(path, device=device, dtype=dtype, averaged=averaged)
 
 
-def open_encoder(path: str, device: str = "auto", batch_size: int = 256) -> Encoder:
+def open_encoder(
+    path: str, device: str = "auto", batch_size: int = 256, *, averaged: bool = False
+) -> Encoder:
     """Load a model and return the encoder of its pictures and texts."""
-    model, _, tokenizer = open_model(path, device)
+    model, _, tokenizer = open_model(path, device, averaged=averaged)
     return Encoder(model, tokenizer, batch_size=batch_size)
 
 

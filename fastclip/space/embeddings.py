@@ -46,6 +46,7 @@ class Plan:
     precision: str  #: of the encoders
     dtype: str  #: of the files
     columns: dict[str, str] = field(default_factory=dict)  #: further options that the source was opened with
+    averaged: bool = False  #: whether a run's averaged weights were taken
 
     @property
     def parts(self) -> int:
@@ -76,9 +77,10 @@ class EmbeddingWriter:
         self._done: dict[int, dict[str, Any]] = {}
         if (folder / _PLAN).is_file():
             document = _read_plan(folder)
-            different = [key for key, value in asdict(plan).items() if document["plan"].get(key) != value]
+            before = {"averaged": False, **document["plan"]}  # earlier versions did not know them
+            different = [key for key, value in asdict(plan).items() if before.get(key) != value]
             if different:
-                was, now = document["plan"].get(different[0]), asdict(plan)[different[0]]
+                was, now = before.get(different[0]), asdict(plan)[different[0]]
                 raise EmbeddingsError(
                     f"{folder} holds embeddings that differ in {', '.join(different)} ({different[0]} was {was!r}, "
                     f"now {now!r}); choose another folder, or delete this one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import Counter
@@ -14,6 +15,21 @@ import torch
 from torch import Tensor
 
 from fastclip.data.picture import SUFFIXES, UnreadableError, decode
+
+
+def read_class_names(file: str | Path) -> dict[str, str]:
+    """Return the readable class name of every folder from a JSON file, {"folder": "class name", …}.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        names = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"class names in {file} cannot be read as JSON ({error})") from error
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f'class names in {file} must be an object, {{"folder": "class name", …}}')
+    return names
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -60,14 +76,17 @@ class PictureFiles:
             images[row] = torch.from_numpy(pixels.copy())
         return images, torch.tensor([place for place, _ in good], dtype=torch.int64)
 
-    def batches(self, batch_size: int, *, workers: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, *, workers: int = 2, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pictures uint8 (b, 3, S, S) and their places in `files`, int64 (b,), each once and in order.
 
         Args:
             batch_size: files read at a time; unreadable ones are left out of their batch, an empty batch is not given.
             workers: threads that decode, each a batch ahead.
+            rank, ranks: of `ranks` that take the batches in turns, give those of this one.
         """
-        starts = iter(range(0, len(self.files), batch_size))
+        starts = iter(range(rank * batch_size, len(self.files), ranks * batch_size))
 
         def read(start: int) -> tuple[Tensor, Tensor]:
             return self.read(range(start, min(start + batch_size, len(self.files))))
@@ -146,7 +165,9 @@ class ClassFolder:
         """Reason by file."""
         return self.pictures.skipped_files
 
-    def batches(self, batch_size: int, *, workers: int = 2) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, *, workers: int = 2, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pictures uint8 (b, 3, S, S) and their classes, int64 (b,); as `PictureFiles.batches`."""
-        for images, places in self.pictures.batches(batch_size, workers=workers):
+        for images, places in self.pictures.batches(batch_size, workers=workers, rank=rank, ranks=ranks):
             yield images, self.labels[places]

@@ -7,6 +7,7 @@ mean over many sentences is free of what any one of them says besides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 #: Templates by the name of their set; {} is the class.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -41,6 +42,20 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
     "drawings": ("{}", "a drawing of {}", "an emoji of {}"),
 }
+
+
+def read_templates(named: str) -> tuple[str, ...]:
+    """Return a set of `TEMPLATES` by its name, or the lines of a file.
+
+    Raises:
+        ValueError: neither, or a line without a place for the name.
+    """
+    if named in TEMPLATES:
+        return TEMPLATES[named]
+    if not Path(named).is_file():
+        raise ValueError(f"templates {named} is no file and none of the sets {', '.join(TEMPLATES)}")
+    lines = (line.strip() for line in Path(named).read_text(encoding="utf-8").splitlines())
+    return check_templates([line for line in lines if line])
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

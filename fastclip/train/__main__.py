@@ -16,8 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; return its exit code.
 
     0 done; 1 the run failed (a full disk, another rank that died); 2 wrong settings; 3 loss or gradient were not
-    finite too often, the report is written; 4 the data cannot be used; 128 + n stopped by signal n (130 for SIGINT, 143
-    for SIGTERM), after saving.
+    finite too often, the report is written; 4 too many pairs cannot be read, all is saved and the report is written;
+    128 + n stopped by signal n (130 for SIGINT, 143 for SIGTERM), after saving.
     """
     # From here on, before a process group or the data make anyone wait, a signal is an orderly end.
     with StopSignals().caught() as stop:

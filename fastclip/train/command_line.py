@@ -2,7 +2,7 @@
 
 Flags are flat and carry open_clip's names where open_clip has one. A setting comes from the last of these that has it:
 
-    the demo preset (no `--train-data` anywhere), or open_clip's defaults
+    the demo preset (no `--train-data` anywhere), or open_clip's defaults; some of both depend on the model
     the checkpoint of `--resume`
     the file of `--config`
     flags
@@ -12,37 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from fastclip.train.config import Config, ConfigError, demo
+from fastclip.train.open_clip_flags import flag_name, translate
 from fastclip.train.settings import suggest
 
-#: Flags of open_clip's trainer that say what is always so here.
-ALWAYS = {
-    "local-loss": "every logit is computed once over all devices, always",
-    "gather-with-grad": "gradients are those of the whole batch, always",
-    "save-most-recent": "checkpoints can always be resumed; see --save-every-n-steps",
-    "delete-previous-checkpoint": "old checkpoints go by themselves; see --keep-checkpoints",
-}
-
-#: Flags of open_clip's trainer that have another name here.
+#: Flags that other programs have, and what they are here.
 ELSEWHERE = {
-    "imagenet-val": "--zeroshot-data FOLDER",
-    "imagenet-v2": "--zeroshot-data FOLDER",
-    "dist-backend": "--device, which decides it",
-    "dist-url": "torchrun --rdzv-endpoint",
-    "pretrained-image": "--pretrained FILE",
-    "debug": "--log-every-n-steps 1",
-    "dataset-resampled": "nothing: every epoch is a fresh shuffle of all pairs",
-    "train-num-samples": "nothing: pairs are counted; --steps sets the length of the run",
-    "wandb-project-name": "the environment variable WANDB_PROJECT",
-    "force-quick-gelu": "a --model whose name ends in -quickgelu",
-    "aug-cfg": "--aug-scale, --aug-flip, --aug-color-jitter and --aug-grayscale",
-    "opt": "nothing: the optimizer is AdamW",
+    "weight-decay": "wd",
+    "learning-rate": "lr",
+    "num-workers": "workers",
+    "output-dir": "logs",
+    "gradient-accumulation-steps": "accum-freq",
+    "max-grad-norm": "grad-clip-norm",
 }
 
 
@@ -62,6 +48,9 @@ class CommandLine(Config):
 
     Without flags this is the demo: emoji art and its Unicode names, a few minutes on two CPU cores. Several devices:
     torchrun --nproc-per-node N -m -- fastclip.train ...
+
+    Defaults shown below are the demo's unless --train-data is on this command line, too: from then on they are
+    open_clip's (batch size 64, learning rate 5e-4, model ViT-B-32, ...). `--train-data X --help` shows those.
     """
 
     config: str | None = None
@@ -76,20 +65,23 @@ def parse(argv: Sequence[str]) -> Invocation:
     """Read command-line arguments.
 
     Raises:
-        ConfigError: an unknown flag or key (the nearest known one is named) or a value that cannot work.
+        ConfigError: an unknown flag or key (one that is near is named) or a value that cannot work.
         SystemExit: after `--help`, or a value of the wrong type, which tyro explains.
     """
-    argv = _without_needless_flags(argv)
+    argv = translate(argv)
     _refuse_unknown_flags(argv)
     file = _value_of("config", argv)
     settings = {} if file is None else _read_file(Path(file))
     source = f"--config {file}"
     base = Config() if _trains_own_data(argv, settings) else demo()
     told = _tyro(Config.from_dict(settings, base, source), argv)
-    if told.run.resume is not None:
-        saved = _of_checkpoint(told)
-        if saved is not None:
-            told = _tyro(Config.from_dict(settings, saved, source), argv, resume=saved.run.resume)
+    saved = None if told.run.resume is None else _of_checkpoint(told)
+    if saved is not None:
+        told = _tyro(Config.from_dict(settings, saved, source), argv, resume=saved.run.resume)
+    else:
+        suited = _suited(base, told, is_named=_names_model(argv, settings))
+        if suited != base:
+            told = _tyro(Config.from_dict(settings, suited, source), argv)
     parts = {section.name: getattr(told, section.name) for section in fields(Config)}
     return Invocation(Config(**parts), told.print_config, told.dry_run)
 
@@ -163,43 +155,45 @@ def _read_file(path: Path) -> Any:
 def _trains_own_data(argv: Sequence[str], settings: Any) -> bool:
     data = settings.get("data") if isinstance(settings, dict) else None
     in_file = isinstance(data, dict) and data.get("train_data") is not None
-    return in_file or any(_flag_name(token) == "train-data" for token in argv if token.startswith("--"))
+    return in_file or any(flag_name(token) == "train-data" for token in argv)
+
+
+def _names_model(argv: Sequence[str], settings: Any) -> bool:
+    model = settings.get("model") if isinstance(settings, dict) else None
+    return _value_of("model", argv) is not None or (isinstance(model, dict) and "model" in model)
+
+
+def _suited(base: Config, told: Config, *, is_named: bool) -> Config:
+    """Return the defaults for the model that is asked for: its name, where `--pretrained` says it, and Adam's."""
+    model, optim = base.model, base.optim
+    named = told.model.model
+    if not is_named and told.model.pretrained is not None and Path(told.model.pretrained).is_dir():
+        from fastclip.train.build import name_of_pretrained  # imports torch
+
+        named = name_of_pretrained(told)
+        model = dataclasses.replace(model, model=named)
+    # open_clip keeps Adam's usual values for what is no vision transformer: here, OpenAI's ResNets.
+    if named.startswith("RN"):
+        optim = dataclasses.replace(optim, beta2=0.999, eps=1e-8)
+    return dataclasses.replace(base, model=model, optim=optim)
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     """Return the value of a flag, the last one given."""
     value = None
     for position, token in enumerate(argv):
-        if token.startswith("--") and _flag_name(token) == flag:
+        if flag_name(token) == flag:
             _, is_joined, joined = token.partition("=")
             value = joined if is_joined else next(iter(argv[position + 1 :]), None)
     return value
 
 
-def _flag_name(token: str) -> str:
-    return token.removeprefix("--").split("=", 1)[0].replace("_", "-")
-
-
-def _without_needless_flags(argv: Sequence[str]) -> list[str]:
-    """Take out the flags that say what is so anyway, with a word to whoever gave them."""
-    needed = []
-    for token in argv:
-        name = _flag_name(token) if token.startswith("--") else ""
-        if name not in ALWAYS:
-            needed.append(token)
-        elif os.environ.get("RANK", "0") == "0":
-            print(f"--{name} is not needed: {ALWAYS[name]}", file=sys.stderr)
-    return needed
-
-
 def _refuse_unknown_flags(argv: Sequence[str]) -> None:
     known = flags()
-    for token in argv:
-        if not token.startswith("--") or _flag_name(token) in known:
+    for name in map(flag_name, argv):
+        if not name or name in known:
             continue
-        name = _flag_name(token)
-        if name in ELSEWHERE:
-            raise ConfigError(f"open_clip's --{name} is here {ELSEWHERE[name]}")
-        raise ConfigError(
-            f"unknown flag --{name}; {suggest(name, known, prefix='--')} (--help lists all flags)"
+        meant = (
+            f"; did you mean --{ELSEWHERE[name]}?" if name in ELSEWHERE else suggest(name, known, prefix="--")
         )
+        raise ConfigError(f"unknown flag --{name}{meant} (--help lists all flags)")

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastclip.train.settings import ConfigError, fill
+from fastclip.train.settings import ConfigError, Triple, fill
 
 #: What `--precision` can be: the canonical names and open_clip's others for the same.
 Precision = Literal[
@@ -84,13 +84,21 @@ class ModelConfig:
     """Which encoders, and in which arithmetic."""
 
     model: str = "ViT-B-32"
-    """Name of a model preset."""
+    """Name of a model preset; ViT-B/32 is ViT-B-32. With `--pretrained FOLDER` the default is what lies there."""
     pretrained: str | None = None
     """Weights to start from: a run of this program, OpenAI's or open_clip's file, a Hugging Face folder.
     A folder says what its model is; of a file `--model` has to."""
     precision: Precision = "auto"
     """auto: amp_bf16 on a GPU, fp32 on a CPU.
     amp_bf16: bfloat16 autocast. amp_fp16, amp: float16 autocast with loss scaling. pure_bf16: weights and state too."""
+    force_image_size: int | None = None
+    """Side of the pictures, in pixels, if it is not the model's; pretrained position embeddings are resampled."""
+    force_patch_dropout: float | None = None
+    """Share of a picture's patches that training leaves out, if it is not the model's; 0 for none."""
+    image_mean: Triple | None = None
+    """Mean of red, green and blue in [0, 1] that pictures are normalised with. Default: the model's."""
+    image_std: Triple | None = None
+    """Their standard deviation. Default: the model's."""
     lock_image: bool = False
     """Leave the image tower as it is, and train the text tower to it (LiT, with `--pretrained`)."""
     lock_text: bool = False
@@ -99,6 +107,11 @@ class ModelConfig:
     """Keep only the inputs of transformer blocks and compute the rest again: less memory, a third more time."""
     torchcompile: bool = False
     """Compile the encoders with torch.compile."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "model", self.model.replace("/", "-")
+        )  # as people write it, and open_clip takes it
 
 
 @dataclass(frozen=True)
@@ -128,9 +141,9 @@ class OptimConfig:
     beta1: float = 0.9
     """Adam's decay of the gradient's mean."""
     beta2: float = 0.98
-    """Adam's decay of the gradient's square."""
+    """Adam's decay of the gradient's square; 0.999 by default for RN50."""
     eps: float = 1e-6
-    """Added to Adam's denominator."""
+    """Added to Adam's denominator; 1e-8 by default for RN50."""
     wd: float = 0.2
     """Weight decay of matrices and filters; gains, biases, embeddings and the logit scale have none."""
     warmup: int | None = None
@@ -142,7 +155,7 @@ class OptimConfig:
     lr_cooldown_power: float = 1.0
     """Shape of a cooldown: (what is left of it) to this power; 1 is a straight line."""
     skip_scheduler: bool = False
-    """Keep the learning rate constant after the warm-up."""
+    """Keep the learning rate at `--lr` from the first step to the last, without warm-up."""
     layer_decay: float | None = None
     """Share of the learning rate that a layer gets of what the layer above it gets, for fine-tuning (0.65 to 0.9)."""
     ema: float | None = None
@@ -184,11 +197,21 @@ class RunConfig:
     val_frequency: int = 1
     """Epochs between two evaluations of the held-out tests (0: only at the end)."""
     zeroshot_data: str | None = None
-    """A folder with a folder of pictures per class, classified by the classes' names during the run."""
+    """A folder with a folder of pictures per class, classified by the classes' names during the run.
+    open_clip's `--imagenet-val X` is `--zeroshot-data X --zeroshot-name imagenet`."""
+    zeroshot_name: str | None = None
+    """What its keys begin with, NAME-zeroshot-val-top1. Default: the folder's name."""
+    zeroshot_classnames: str | None = None
+    """A JSON file with the readable name of every folder of `--zeroshot-data`, `{"n01440764": "tench", …}`.
+    Default: the folders' own names, underscores as spaces."""
+    zeroshot_templates: str = "general"
+    """Sentences around the class names, {} for the name: a set of fastclip.space.TEMPLATES, or a file of lines."""
     zeroshot_frequency: int = 2
     """Epochs between two zero-shot classifications of `--zeroshot-data` (0: only at the end)."""
     report_to: str = ""
     """Where metrics go beside metrics.jsonl: `tensorboard`, `wandb`, or both with a comma between them."""
+    wandb_project_name: str | None = None
+    """Project of Weights & Biases. Default: the environment variable WANDB_PROJECT, or `fastclip`."""
     control_steps: int = 0
     """Steps of a short second run with shuffled captions, shown beside the results (0: none)."""
     pictures: bool = True
@@ -229,6 +252,7 @@ class Config:
             "--zeroshot-frequency": (self.run.zeroshot_frequency, 0),
             "--val-frequency": (self.run.val_frequency, 0),
             "--control-steps": (self.run.control_steps, 0),
+            "--force-image-size": (self.model.force_image_size, 1),
         }
         for flag, (value, least) in at_least.items():
             if value is not None and not value >= least:
@@ -247,6 +271,7 @@ class Config:
             "--beta1": self.optim.beta1,
             "--beta2": self.optim.beta2,
             "--ema": self.optim.ema,
+            "--force-patch-dropout": self.model.force_patch_dropout,
         }.items():
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{flag} must lie in [0, 1), got {value:g}")
@@ -260,6 +285,8 @@ class Config:
         }.items():
             if not 0 <= value <= 1:
                 raise ConfigError(f"{flag} must lie in [0, 1], got {value:g}")
+        if self.model.image_std is not None and not min(self.model.image_std) > 0:
+            raise ConfigError(f"--image-std must be positive numbers, got {self.model.image_std}")
         if self.optim.lr_scheduler == "const-cooldown" and self.optim.epochs_cooldown is None:
             raise ConfigError("--lr-scheduler const-cooldown needs --epochs-cooldown, the epochs it takes")
         if self.optim.layer_decay is not None and self.optim.layer_decay > 1:
@@ -285,7 +312,7 @@ class Config:
             source: what messages call the dict.
 
         Raises:
-            ConfigError: an unknown section or key (the nearest known one is named), or a value of the wrong type.
+            ConfigError: an unknown section or key (one that is near is named), or a value of the wrong type.
         """
         base = cls() if base is None else base
         return dataclasses.replace(base, **fill(base, values, source))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fastclip
 from fastclip.data.source import HeldOut
 from fastclip.retrieval import retrieval_ranks
 from fastclip.train.distributed import World
@@ -116,6 +117,21 @@ def measure(embedded: Embedded) -> Result:
         target = test.target.to(images.device)
         _forced_choice(result, images, texts, target, test.groups.to(images.device))
     return result
+
+
+def validation_loss(embedded: Embedded, scale: float, batch_size: int) -> float:
+    """Return open_clip's `clip_val_loss`, nats: the softmax loss among `batch_size` pairs at a time, their mean.
+
+    A pair is a picture and its caption; equal captions are not each other's negatives.
+    """
+    target = embedded.test.target.to(embedded.images.device)
+    labels = labels_of(embedded.test)[0].to(target.device)
+    total = 0.0
+    for rows in torch.arange(len(target), device=target.device).split(batch_size):
+        texts = embedded.texts[target[rows]]
+        loss = fastclip.clip_loss(embedded.images[rows], texts, scale, labels=labels[rows])
+        total += loss.item() * len(rows)
+    return total / len(target)
 
 
 def labels_of(test: HeldOut) -> tuple[Tensor, Tensor]:

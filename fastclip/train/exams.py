@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastclip.data.source import DataError, HeldOut, PairSource
 from fastclip.train.checkpoint.ranks import gather
+from fastclip.train.config import RunConfig
 from fastclip.train.distributed import World
 from fastclip.train.encoders import Encoders
-from fastclip.train.evaluate import Embedded, Result, embed, measure
+from fastclip.train.evaluate import Embedded, Result, embed, measure, validation_loss
 from fastclip.train.optim import AveragedWeights
+from fastclip.train.signals import StopSignals
 from fastclip.train.zeroshot import classify, open_classes
+
+RETRIEVAL, ZEROSHOT = "retrieval", "zeroshot"  #: the exams, as checkpoints name those that were due
+
+Inputs = TypeVar("Inputs")
+
+
+class Interrupted(Exception):
+    """A signal to some rank ended an exam between two batches, on all ranks. What it had found so far is dropped."""
 
 
 class Exams:
@@ -26,9 +36,11 @@ class Exams:
         encoders: of the model.
         tokenizer: of its texts.
         source: the held-out tests.
-        classes: `--zeroshot-data`, a folder with a folder of pictures per class, or None.
+        run: says which classes of pictures there are to know, in `--zeroshot-data` and beside it.
         world: who shares the work; results are rank 0's.
         averaged: the moving average of the weights.
+        stop: what signals ask for; after each batch the ranks tell each other.
+        batch_size: pairs among which the loss of held-out pairs is measured.
     """
 
     def __init__(
@@ -36,52 +48,69 @@ class Exams:
         encoders: Encoders,
         tokenizer: Callable[[list[str]], Tensor],
         source: PairSource,
-        classes: str | None,
+        run: RunConfig,
         world: World,
         device: torch.device,
         averaged: AveragedWeights | None,
+        stop: StopSignals,
+        batch_size: int,
     ) -> None:
         self.encoders, self.source, self.world, self.device = encoders, source, world, device
-        self.averaged, self.tokenizer = averaged, tokenizer
+        self.averaged, self.tokenizer, self.stop = averaged, tokenizer, stop
+        self.batch_size = batch_size
         self.model: Any = encoders.model
-        self.classes_name = None if classes is None else Path(classes).name
-        self.classes = open_classes(classes, source.image_size)
+        self.classes_name = (
+            None if run.zeroshot_data is None else run.zeroshot_name or Path(run.zeroshot_data).name
+        )
+        self.classes = open_classes(run, source.image_size)
         self.tests: list[HeldOut] | None = None
         self.embedded: list[Embedded] = []  #: the held-out tests as the model saw them last
         self.results: list[Result] = []  #: and the figures it got
         self.classified: Result | None = None  #: how many of the classes the model knew
         self.taken = False  #: whether the held-out tests have been taken at all
+        self._same_classes = False  # whether the ranks have found that they see the same pictures
 
     def retrieval(self) -> dict[str, Result]:
-        """Measure the held-out tests; return the figures by the prefix that their keys have in the log."""
+        """Measure the held-out tests; return the figures by the prefix that their keys have in the log.
+
+        Raises:
+            Interrupted: a signal came.
+            DataError: the ranks do not have the same tests.
+        """
         if self.tests is None:
-            self.tests = self.source.held_out()
-            self._check_tests(self.tests)
+            tests = self.source.held_out()
+            read = [(test.name, len(test), len(test.gallery), test.target.tolist()) for test in tests]
+            self._check_same(read, "held-out pairs")
+            self.tests = tests
+        images, texts = self._until_stopped(self.images), self._until_stopped(self.texts)
         with self._at_its_best():
-            embedded = [embed(test, self.images, self.texts, world=self.world) for test in self.tests]
+            embedded = [embed(test, images, texts, world=self.world) for test in self.tests]
+            scale = self.model.logit_scale.exp().item()
         self.taken = True
         if not self.world.is_main:
             return {}
         self.embedded, self.results = embedded, [measure(one) for one in embedded]
+        for one, result in zip(embedded, self.results, strict=True):
+            loss = validation_loss(one, scale, self.batch_size)
+            result.metrics.update({"clip_val_loss": loss, "num_samples": len(one.images)})
         return dict(zip(self.prefixes, self.results, strict=True))
 
-    def _check_tests(self, tests: list[HeldOut]) -> None:
-        """Raise DataError, on every rank, if ranks could not read the same tests: each encodes a part of them."""
-        if self.world.size == 1:
-            return
-        read = [(test.name, len(test), len(test.gallery), test.target.tolist()) for test in tests]
-        if any(theirs != read for theirs in gather(read)):
-            raise DataError(
-                "the ranks could not read the same held-out pairs; repair the data of every machine, or evaluate with "
-                "one process"
-            )
-
     def zeroshot(self) -> dict[str, float]:
-        """Classify the pictures of the classes by their names; return figures by key, none without classes."""
+        """Classify the pictures of the classes by their names; return figures by key, none without classes.
+
+        Raises:
+            Interrupted: a signal came.
+            DataError: the ranks do not see the same pictures.
+        """
         if self.classes is None:
             return {}
+        folder = self.classes.folder
+        if not self._same_classes:
+            self._check_same((folder.names, folder.labels.tolist()), "pictures of classes")
+            self._same_classes = True
+        images, texts = self._until_stopped(self.images), self._until_stopped(self.texts)
         with self._at_its_best():
-            self.classified = classify(self.classes, self.images, self.texts)
+            self.classified = classify(self.classes, images, texts, world=self.world)
         metrics = self.classified.metrics
         return {f"{self.classes_name}-zeroshot-val-{key}": value for key, value in metrics.items()}
 
@@ -103,6 +132,30 @@ class Exams:
         if not isinstance(texts, Tensor):
             texts = self.tokenizer(texts)
         return self.encoders(None, texts.to(self.device))
+
+    def held(self, keys: Collection[str]) -> set[str]:
+        """Return the exams whose figures are among the keys of a log's lines."""
+        zeroshot = {key for key in keys if key.startswith(f"val/{self.classes_name}-zeroshot-val-")}
+        retrieval = {key for key in keys if key.startswith("val/")} - zeroshot
+        return {exam for exam, theirs in ((RETRIEVAL, retrieval), (ZEROSHOT, zeroshot)) if theirs}
+
+    def _check_same(self, seen: object, what: str) -> None:
+        """Raise DataError, on every rank, if ranks have not seen the same: each encodes a part of it."""
+        if self.world.size > 1 and any(theirs != seen for theirs in gather(seen)):
+            raise DataError(
+                f"the ranks could not read the same {what}; repair the data of every machine, or evaluate with one "
+                "process"
+            )
+
+    def _until_stopped(self, encode: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
+        """Return an encoder that raises Interrupted once a signal has come, on all ranks in the same batch."""
+
+        def encode_or_stop(inputs: Inputs) -> Tensor:
+            if self.world.any(self.stop.received is not None)[0]:
+                raise Interrupted
+            return encode(inputs)
+
+        return encode_or_stop
 
     @contextlib.contextmanager
     def _at_its_best(self) -> Iterator[None]:

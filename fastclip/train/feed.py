@@ -11,10 +11,10 @@ No rank needs to know what another one could not read, so none waits for it, and
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from torch import Tensor
 
 from fastclip.data.source import DataError, Pairs, PairSource, permutation, uniforms
 
-MAX_BAD_SHARE = 0.1  # of the pairs that were tried
+MAX_BAD_SHARE = 0.1  # of the different pairs that were tried
 
 _ATTEMPTS = 64  # spares tried for one place; at a bad share of one half, all fail once in 10¹⁹ places
-_ENOUGH = 1000  # pairs tried before their share of bad ones is judged
+_ENOUGH = 1000  # reads before the share of bad pairs is judged
 _SPARES = 1_000_000  # the stream of random numbers that spares come from, apart from those of augmentation
 _AHEAD = 2  # batches in preparation while one is trained on
 _LEAST = 32  # pairs that are worth a thread's while
+_UNTRIED, _READ, _BAD = range(3)  # what is known of a pair
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,21 @@ def batches(
         )
     steps = plan(pairs, batch_size * world_size, seed, start)
     filler = _Filler(source, seed, max_bad_share)
+    try:
+        yield from _filled(filler, steps, count, workers, rank, world_size)
+    except _TooManyError as why:  # by now the threads have ended, and with them all counting
+        raise filler.error(str(why)) from None
+
+
+def _filled(
+    filler: _Filler,
+    steps: Iterator[tuple[Cursor, Cursor, Tensor]],
+    count: int,
+    workers: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[Batch]:
+    """Yield this rank's share of the first `count` of `steps`."""
 
     def parts(at: Cursor, indices: Tensor) -> list[tuple[int, int, Tensor]]:
         """Cut this rank's share of a batch into (epoch, position, indices) for the threads."""
@@ -138,16 +154,27 @@ def _join(parts: list[Future[Pairs]]) -> Pairs:
     return Pairs.join([part.result() for part in parts])
 
 
-@dataclass
-class _Filler:
-    """Fetch pairs, put spares in the places of those that cannot be read, and judge how many those are."""
+class _TooManyError(Exception):
+    """Say why the data are given up."""
 
-    source: PairSource
-    seed: int
-    max_bad_share: float
-    tried: int = 0
-    bad: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+
+class _Filler:
+    """Fetch pairs, put spares in the places of those that cannot be read, and judge how many those are.
+
+    A pair is counted once, however often it comes in later epochs or as a spare, as in the source's own counts.
+
+    Args:
+        source: the pairs.
+        seed: of augmentation and spares.
+        max_bad_share: of the different pairs that were tried, above which they are given up.
+    """
+
+    def __init__(self, source: PairSource, seed: int, max_bad_share: float) -> None:
+        self.source, self.seed, self.max_bad_share = source, seed, max_bad_share
+        self.reads = self.tried = self.bad = 0  #: reads, and different pairs
+        self._fates = np.full(len(source), _UNTRIED, np.uint8)  # of every pair; once bad, it stays so
+        self._before = Counter(source.skipped)
+        self._lock = threading.Lock()
 
     def fill(self, epoch: int, position: int, indices: Tensor) -> Pairs:
         """Return as many pairs as `indices`, which stand at `position` and after it in the order of `epoch`."""
@@ -157,7 +184,7 @@ class _Filler:
         for attempt in range(_ATTEMPTS):
             pairs = self.source.fetch(torch.from_numpy(wanted), seed=self.seed, epoch=epoch)
             came = _came(wanted, pairs.indices.numpy())
-            self._judge(len(wanted), len(wanted) - len(pairs))
+            self._judge(wanted, came)
             parts.append(pairs)
             filled.append(rows[came])
             if came.all():
@@ -166,28 +193,35 @@ class _Filler:
             draws = uniforms(position + rows, 1, seed=self.seed, epoch=epoch, stream=_SPARES + attempt)
             wanted = (draws[:, 0] * len(self.source)).astype(np.int64)
         else:
-            raise self._error(f"{_ATTEMPTS} spares in a row could not be read either")
+            raise _TooManyError(f"{_ATTEMPTS} spares in a row could not be read either")
         if len(parts) == 1:
             return parts[0]
         return Pairs.join(parts).take(torch.from_numpy(np.argsort(np.concatenate(filled))))
 
-    def _judge(self, tried: int, bad: int) -> None:
-        with self.lock:
-            self.tried, self.bad = self.tried + tried, self.bad + bad
-            enough = self.tried >= min(_ENOUGH, len(self.source))
-            too_many = self.bad > self.max_bad_share * self.tried
-        if enough and too_many:
-            raise self._error(f"that is more than --max-bad-share {self.max_bad_share:g} of them")
-
-    def _error(self, what: str) -> DataError:
-        reasons = ", ".join(f"{reason} ({n:,})" for reason, n in self.source.skipped.most_common())
-        example = next(iter(self.source.skipped_files), None)
+    def error(self, what: str) -> DataError:
+        """Return what there is to say when `what` has been too much."""
+        skipped = self.source.skipped - self._before or self.source.skipped
+        reasons = ", ".join(f"{reason} ({n:,})" for reason, n in skipped.most_common())
+        example = next(reversed(self.source.skipped_files), None)
         return DataError(
             f"{self.bad:,} of the {self.tried:,} pairs of {self.source.name} that were tried cannot be read, and "
             f"{what}. Reasons: {reasons or 'not given'}"
             + (f"; for example {example}" if example else "")
             + ". Repair the data, or allow more with --max-bad-share"
         )
+
+    def _judge(self, wanted: np.ndarray, came: np.ndarray) -> None:
+        with self._lock:
+            self.reads += len(wanted)
+            self.tried += len(np.unique(wanted[self._fates[wanted] == _UNTRIED]))
+            self._fates[wanted] = np.maximum(self._fates[wanted], _READ)
+            missing = wanted[~came]
+            self.bad += len(np.unique(missing[self._fates[missing] != _BAD]))
+            self._fates[missing] = _BAD
+            enough = self.reads >= min(_ENOUGH, len(self.source))
+            too_many = self.bad > self.max_bad_share * self.tried
+        if enough and too_many:
+            raise _TooManyError(f"that is more than --max-bad-share {self.max_bad_share:g} of them")
 
 
 def _came(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:

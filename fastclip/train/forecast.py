@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fastclip.train import distributed
-from fastclip.train.build import build_model_config, build_source
+import torch
+
+from fastclip.train import checkpoint, distributed
+from fastclip.train.build import build_source
 from fastclip.train.config import Config
-from fastclip.train.feed import Cursor, batches
+from fastclip.train.feed import batches
 from fastclip.train.loop import Trainer
 from fastclip.train.metrics import peak_memory
 from fastclip.train.optim import learning_rate
-from fastclip.train.program import describe
+from fastclip.train.program import choose_model, describe, place
 
 _MIB = 2**20
 
@@ -23,51 +27,94 @@ def dry_run(config: Config) -> None:
     The first step is left out of the forecast: it pays for what happens once (memory, kernels, compilation).
     """
     world = distributed.start(config.run.device, config.run.dist_timeout)
-    model_config = build_model_config(config)
+    _, path = place(config, world)
+    saved = None if path is None else checkpoint.load(path)
+    model_config = choose_model(config, saved)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=None))
-    trainer = Trainer(config, model_config, build_source(config, model_config), world=world)
-    model = sum(parameter.nbytes for parameter in trainer.model.parameters())
-    trained = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
-    waited, stepped, losses = [], [], []
+    source = build_source(config, model_config)
+    trainer = Trainer(config, model_config, source, world=world, resumed=saved is not None)
+    if saved is not None:
+        trainer.resume(saved)
+        saved = None
+    facts, left = describe(trainer), trainer.total_steps - trainer.step
+    if path is not None:
+        facts.append(
+            f"resumes from {path}: {trainer.step:,} of {trainer.total_steps:,} steps are done, {max(0, left):,} remain"
+        )
+    steps = list(_two_steps(trainer)) if left > 0 else []
+    peak = peak_memory(trainer.device)
+    distributed.finish()
+    if world.is_main:
+        print("\n".join([*facts, *_sizes(trainer), *_costs(trainer, steps, peak, left)]))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step took."""
+
+    loss: float
+    waited: float  #: seconds for its batch
+    stepped: float  #: seconds
+
+
+def _two_steps(trainer: Trainer) -> Iterator[_Step]:
+    """Take the run's next two steps, where the learning rate says they are."""
+    data, first = trainer.config.data, trainer.step
     feed = batches(
         trainer.source,
-        config.data.rows_per_rank,
-        seed=config.run.seed,
-        start=Cursor(),
+        data.rows_per_rank,
+        seed=trainer.config.run.seed,
+        start=trainer.cursor,
         count=2,
-        workers=config.data.workers,
-        rank=world.rank,
-        world_size=world.size,
-        max_bad_share=config.data.max_bad_share,
+        workers=data.workers,
+        rank=trainer.world.rank,
+        world_size=trainer.world.size,
+        max_bad_share=data.max_bad_share,
     )
     trainer.model.train()
-    for number in range(2):
+    for number in (first, first + 1):
         asked = time.perf_counter()
         inputs = trainer.inputs(next(feed).pairs)
         came = time.perf_counter()
-        outcome = trainer.take_step(
-            inputs, learning_rate(number, trainer.total_steps, trainer.steps_per_epoch, config.optim)
-        )
-        losses.append(outcome.loss)
-        waited.append(came - asked)
-        stepped.append(time.perf_counter() - came)
-    peak = peak_memory(trainer.device)
-    distributed.finish()
-    if not world.is_main:
-        return
-    # Batches are made while the step before is taken.
-    seconds = max(waited[1], stepped[1])
-    lines = [
-        *describe(trainer),
-        f"loss of the first two steps: {losses[0]:.4f}, {losses[1]:.4f} nats",
-        f"weights {model / _MIB:,.0f} MiB, gradients {trained / _MIB:,.0f} MiB, "
-        f"Adam's state {2 * trained / _MIB:,.0f} MiB",
-        f"peak memory so far: {'not known here' if peak is None else f'{peak / _MIB:,.0f} MiB'} of this process",
-        f"step: {stepped[1]:.3f} s and {waited[1]:.3f} s for data, {trainer.batch_size / seconds:,.0f} pairs/s",
-        f"forecast: {trainer.total_steps:,} steps in about {clock(seconds * trainer.total_steps)}, without tests; "
-        f"a checkpoint takes {(model + 2 * trained) / _MIB:,.0f} MiB",
+        lr = learning_rate(number, trainer.total_steps, trainer.steps_per_epoch, trainer.config.optim)
+        outcome = trainer.take_step(inputs, lr)
+        yield _Step(outcome.loss, came - asked, time.perf_counter() - came)
+
+
+def _sizes(trainer: Trainer) -> list[str]:
+    """Say what the model and its training keep in memory (with --fsdp: all devices together) and write to the disk."""
+    weights = sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
+    trained = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
+    averaged = trainer.averaged
+    average = 0 if averaged is None else sum(tensor.nbytes for tensor in averaged.weights.values())
+    return [
+        f"weights {weights / _MIB:,.0f} MiB, gradients {trained / _MIB:,.0f} MiB, "
+        f"Adam's state {2 * trained / _MIB:,.0f} MiB"
+        + (f", average {average / _MIB:,.0f} MiB" if average else ""),
+        f"a checkpoint takes {(weights + 2 * trained + average) / _MIB:,.0f} MiB on disk, and "
+        f"{trainer.config.run.keep_checkpoints} are kept",
     ]
-    print("\n".join(lines))
+
+
+def _costs(trainer: Trainer, steps: list[_Step], peak: int | None, left: int) -> list[str]:
+    """Say how long the run takes and how much memory, by the steps that were measured."""
+    if not steps:
+        return ["forecast: nothing is left to do"]
+    last = steps[-1]
+    # Batches are made while the step before is taken.
+    seconds = max(last.waited, last.stepped)
+    known = "peak memory is not known here" if peak is None else f"peak memory {peak / _MIB:,.0f} MiB"
+    if trainer.device.type == "cuda":
+        reserved = torch.cuda.max_memory_reserved(trainer.device)
+        known += f" of tensors on this GPU, for which {reserved / _MIB:,.0f} MiB are reserved"
+    elif peak is not None:
+        known += " of this process"
+    return [
+        f"loss of two steps: {', '.join(f'{step.loss:.4f}' for step in steps)} nats",
+        f"{known}, in two steps; later steps are alike, tests and saving may need more",
+        f"step: {last.stepped:.3f} s and {last.waited:.3f} s for data, {trainer.batch_size / seconds:,.0f} pairs/s",
+        f"forecast: {left:,} steps in about {clock(seconds * left)}, without tests",
+    ]
 
 
 def clock(seconds: float) -> str:

@@ -63,6 +63,8 @@ class Journal:
         if folder is not None and world.is_main:
             watchers = open_watchers(config.run.report_to, folder, config.to_dict(), start)
             self.log = MetricLog(folder / "metrics.jsonl", start, watchers)
+        self._pass_number: int | None = None
+        self._losses, self._steps = 0.0, 0  # of that pass: sum over the steps taken, and their number
         self.console = Console(total, start, self.label.lower(), quiet=quiet)
         self.meter = Meter(world.size, device)
 
@@ -77,18 +79,20 @@ class Journal:
             lr, scale: its learning rate, and the logits' multiplier after it.
             skipped: "pairs" and "steps" so far.
         """
+        average = self._average(at, outcome)
         self.console.advance(loss=f"{outcome.loss:.3f}", scale=f"{scale:.1f}")
         if at.step % self.every and at.step not in (1, self.last):
             return
         figures = {
             "train/loss": outcome.loss,
+            "train/contrastive_loss": outcome.loss,
             "train/scale": scale,
             "train/lr": lr,
             "train/gradient_norm": outcome.gradient_norm,
             **self.meter.flush(),
             **{f"train/skipped_{what}": count for what, count in skipped.items() if count},
         }
-        line = train_line(self.label, at.pass_number, at.done, self.pairs, figures)
+        line = train_line(self.label, at.pass_number, at.done, self.pairs, figures, average)
         self.console.line(line, bar_says_it=True)
         self._write(at, figures)
 
@@ -110,6 +114,15 @@ class Journal:
         self.console.close()
         if self.log is not None:
             self.log.close()
+
+    def _average(self, at: Moment, outcome: Outcome) -> float:
+        """Return the mean loss of the pass's steps, so far as this process has seen them, without skipped ones."""
+        if at.pass_number != self._pass_number:
+            self._pass_number, self._losses, self._steps = at.pass_number, 0.0, 0
+        if outcome.taken:
+            self._losses += outcome.loss
+            self._steps += 1
+        return self._losses / self._steps if self._steps else outcome.loss
 
     def _write(self, at: Moment, figures: Mapping[str, float]) -> None:
         if self.log is not None:

@@ -6,9 +6,10 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -16,15 +17,18 @@ from fastclip.data.source import DataError, Pairs, PairSource
 from fastclip.models import CLIPConfig
 from fastclip.train import checkpoint, distributed, precision
 from fastclip.train.build import build_model, build_tokenizer, pick_backend, pick_device
+from fastclip.train.checkpoint.ranks import gather
 from fastclip.train.config import Config, ConfigError
 from fastclip.train.distributed import World
 from fastclip.train.encoders import Encoders
-from fastclip.train.exams import Exams
+from fastclip.train.exams import RETRIEVAL, ZEROSHOT, Exams, Interrupted
 from fastclip.train.feed import Batch, Cursor, batches, steps_per_epoch
 from fastclip.train.journal import Journal, Moment
-from fastclip.train.metrics import Meter
+from fastclip.train.metrics import Meter, read
 from fastclip.train.optim import AveragedWeights, build_optimizer, learning_rate
+from fastclip.train.origin import changed, origin
 from fastclip.train.signals import Stopped, StopSignals
+from fastclip.train.skipped import SkippedFiles
 from fastclip.train.step import Inputs, Outcome, Step
 
 logger = logging.getLogger("fastclip.train")
@@ -89,21 +93,24 @@ class Trainer:
         self.total_steps = config.optim.steps or config.optim.epochs * self.steps_per_epoch
         self.step = 0
         self.cursor = Cursor()
-        #: What was skipped before the run was resumed, on rank 0; on others, less what all know from the start.
-        self.earlier: Counter[str] = Counter()
-        if not self.world.is_main:
-            self.earlier.subtract(source.skipped)
+        self.skipped_files = SkippedFiles(
+            source, self.world, None if folder is None else folder / "skipped.txt"
+        )
         self.skipped_steps = self.skipped_in_a_row = 0
         self.exams = Exams(
             self.encoders,
             self.tokenizer,
             source,
-            config.run.zeroshot_data,
+            config.run,
             self.world,
             self.device,
             self.averaged,
+            self.stop,
+            config.data.batch_size,
         )
+        self.owed: Sequence[str] = ()  #: exams that were due when the run was saved that it has resumed from
         self.saved_at = time.monotonic()  #: of the last checkpoint, or the start
+        self.saved_step = -1  #: of the last checkpoint
         self.seconds = 0.0  #: spent in `train`, without evaluations and checkpoints
 
     def _encoders(self) -> Encoders:
@@ -121,7 +128,7 @@ class Trainer:
         Raises:
             Stopped: a signal asked for it; the state is saved.
             Diverged: too many steps in a row had to be skipped.
-            DataError: too many pairs cannot be read.
+            DataError: too many pairs cannot be read, on some rank; the state is saved.
             RankError: another rank cannot go on.
             OSError: the last checkpoint could not be written.
         """
@@ -138,16 +145,18 @@ class Trainer:
             quiet=self.quiet,
         )
         self.model.train()
-        began = time.perf_counter()
         try:
             with self.stop.patient():
+                self._sit_what_is_owed(journal)
+                began = time.perf_counter()
+                journal.meter.restart()
                 for batch in self._batches(last - self.step, journal.meter):
                     lr = self.learning_rate
                     outcome = self._step(batch, lr)
                     journal.meter.count(len(batch.pairs))
                     skipped = {"pairs": self.skipped.total(), "steps": self.skipped_steps}
                     scale = self.model.logit_scale.detach().exp().item()
-                    now = self._moment(batch)
+                    now = self._moment(batch.at)
                     journal.step(now, outcome, lr=lr, scale=scale, skipped=skipped)
                     self.seconds += time.perf_counter() - began
                     self._pause(batch, now, journal)
@@ -161,11 +170,11 @@ class Trainer:
         """The learning rate of the step to come."""
         return learning_rate(self.step, self.total_steps, self.steps_per_epoch, self.config.optim)
 
-    def _moment(self, batch: Batch) -> Moment:
-        """Return where the run stands after a batch."""
+    def _moment(self, last: Cursor) -> Moment:
+        """Return where the run stands after a batch from `last`."""
         pairs = len(self.source)
         epoch = self.cursor.epoch + self.cursor.position / pairs
-        return Moment(self.step, epoch, batch.at.epoch, min(pairs, batch.at.position + self.batch_size))
+        return Moment(self.step, epoch, last.epoch, min(pairs, last.position + self.batch_size))
 
     def _batches(self, count: int, meter: Meter) -> Iterator[Batch]:
         """Yield this rank's batches; before each, ranks tell each other of errors, signals and saves that are due."""
@@ -189,15 +198,19 @@ class Trainer:
             except DataError as failure:
                 error = failure
             meter.waited(time.perf_counter() - asked)
-            failed, stopped, save = self.world.any(
-                error is not None, self.stop.received is not None, self._is_time()
+            self.skipped_files.note()
+            to_list = self.skipped_files.is_waiting and self.step % self.config.run.log_every_n_steps == 0
+            failed, stopped, save, to_list = self.world.any(
+                error is not None, self.stop.received is not None, self._is_time(), to_list
             )
             if failed:
-                raise error or distributed.RankError("another rank cannot go on; its message says why")
+                self._give_up(error)
             if stopped:
                 self._stop()
             if save:
                 self.save(final=False)
+            if to_list:
+                self.skipped_files.gather()
             if batch is not None:
                 yield batch
 
@@ -223,14 +236,52 @@ class Trainer:
         return Inputs(*(part.to(self.device, non_blocking=True) for part in parts))
 
     def _pause(self, batch: Batch, now: Moment, journal: Journal) -> None:
-        """Sit exams and save where that is due."""
+        """Save and sit exams where that is due: in this order, since exams can take longer than a cluster waits."""
         run, ended = self.config.run, self.step == self.total_steps
-        if ended or self._due(run.val_frequency, 0, batch):
-            journal.retrieval(now, self.exams.retrieval())
-        if ended or self._due(run.zeroshot_frequency, 0, batch):
-            journal.zeroshot(now, self.exams.zeroshot())
+        frequencies = {RETRIEVAL: run.val_frequency, ZEROSHOT: run.zeroshot_frequency}
+        exams = [exam for exam, every in frequencies.items() if ended or self._due(every, 0, batch)]
         if ended or self._due(run.save_frequency, run.save_every_n_steps, batch):
-            self.save(final=ended)
+            self.save(final=ended, owed=exams)
+        self._sit(exams, now, journal)
+
+    def _sit_what_is_owed(self, journal: Journal) -> None:
+        """Sit the exams that were due at the checkpoint, if the run was cut short before it had sat them.
+
+        At the end of a run they are sat in any case, for its report.
+        """
+        if not self.owed:
+            return
+        held = self.world.from_main(self._held)
+        ended = self.step == self.total_steps
+        now = self._moment(self.cursor)  # its place within the pass is for lines on steps: exams have none
+        self._sit([exam for exam in self.owed if ended or exam not in held], now, journal, held)
+        self.owed = ()
+
+    def _held(self) -> set[str]:
+        """Return the exams of the present step whose figures are in the log."""
+        lines = [] if self.folder is None else read(self.folder / "metrics.jsonl")
+        return self.exams.held({key for line in lines if line["step"] == self.step for key in line})
+
+    def _sit(
+        self, exams: Sequence[str], now: Moment, journal: Journal, written: Collection[str] = ()
+    ) -> None:
+        """Sit some exams and write down their figures, but those that are written down already.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+        """
+        for number, exam in enumerate(exams):
+            try:
+                if exam == RETRIEVAL:
+                    results = self.exams.retrieval()
+                    if exam not in written:
+                        journal.retrieval(now, results)
+                else:
+                    figures = self.exams.zeroshot()
+                    if exam not in written:
+                        journal.zeroshot(now, figures)
+            except Interrupted:
+                self._stop(owed=exams[number:])
 
     def _due(self, every_epochs: int, every_steps: int, batch: Batch) -> bool:
         """Return whether something done every so many epochs or steps is due after this batch (0: never)."""
@@ -244,20 +295,46 @@ class Trainer:
         minutes = self.config.run.save_every_minutes
         return self.world.is_main and minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
 
-    def _stop(self) -> None:
-        """Save, and end the run as a signal to some rank asked."""
-        self.save()
+    def _stop(self, owed: Sequence[str] = ()) -> NoReturn:
+        """Save what is not saved yet, and end the run as a signal to some rank asked.
+
+        Args:
+            owed: exams that are due and not sat.
+        """
+        if self.saved_step < self.step:
+            self.save(owed=owed)
+        self.skipped_files.gather()  # also what exams could not read since the save
         where = "nothing is saved" if self.folder is None else "all is saved; --resume continues"
         number = signal.SIGTERM if self.stop.received is None else self.stop.received
         raise Stopped(number, f" after step {self.step:,}: {where}")
 
+    def _give_up(self, error: DataError | None) -> NoReturn:
+        """Save, and end the run on every rank because of data that cannot be read on some.
+
+        All raise DataError, so that all may take part in the report, which rank 0 writes with the reason.
+        """
+        if self.saved_step < self.step:
+            self.save(final=False)
+        reasons = gather(None if error is None else str(error))
+        rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
+        if error is None and not self.world.is_main:
+            raise DataError("another rank cannot go on; its message says why")
+        is_saved = self.saved_step == self.step
+        saved = f". All up to step {self.step:,} is saved; --resume continues" if is_saved else ""
+        said = f"rank {rank}: {reasons[rank]}" if error is None else str(error)
+        raise DataError(said + saved) from error
+
     @property
     def skipped(self) -> Counter[str]:
-        """Unreadable pairs so far by reason, of this rank; on rank 0 with those before the run was resumed."""
-        return self.earlier + self.source.skipped
+        """Unreadable pairs so far by reason: all of them on rank 0, none on others."""
+        return self.skipped_files.counts
 
-    def save(self, *, final: bool = True) -> Path | None:
+    def save(self, *, final: bool = True, owed: Sequence[str] = ()) -> Path | None:
         """Write a checkpoint of the present step, if the run has a folder; return its path.
+
+        Args:
+            final: there are none to come.
+            owed: exams that are due now: a run that is resumed sits them, unless they are in its log.
 
         Raises:
             OSError: it could not be written. Where more are to come (`final` is false) that is only a warning: the
@@ -267,14 +344,17 @@ class Trainer:
         self.world.average_statistics(self.model, self.averaged)
         if self.folder is None:
             return None
+        self.skipped_files.gather()
         state = {"step": self.step, **asdict(self.cursor), "seconds": round(self.seconds, 3)}
+        state["data"] = origin(self.source)
         state |= {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
+        state["exams_owed"] = list(owed)
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         if self.averaged is not None:
             state["ema_steps"] = self.averaged.steps
         try:
-            return checkpoint.save(
+            path = checkpoint.save(
                 self.folder / "checkpoints",
                 model=self.model,
                 optimizer=self.optimizer,
@@ -286,6 +366,8 @@ class Trainer:
                 documents={"run.yaml": self.config.to_yaml()},
                 keep=self.config.run.keep_checkpoints,
             )
+            self.saved_step = self.step
+            return path
         except OSError as error:
             if final:
                 raise
@@ -296,14 +378,18 @@ class Trainer:
             return None
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint: the steps that follow are those the saved run would have taken."""
+        """Continue from a checkpoint: the steps that follow are those the saved run would have taken.
+
+        On other data they cannot be. That is allowed, since data may have been repaired, and is a warning.
+        """
         state = checkpoint.restore(saved, self.model, self.optimizer)
         self.step, self.seconds = state["step"], state["seconds"]
         self.cursor = Cursor(state["epoch"], state["position"])
+        self.owed = state.get("exams_owed", ())  # earlier versions sat them before they saved
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
-        if self.world.is_main:
-            self.earlier = Counter(state["counters"])
-            self.earlier.subtract(self.source.skipped)  # what the source knew from the start is in there
+        self.skipped_files.resume(state["counters"])
+        if self.world.is_main and (change := changed(state.get("data"), self.source)):
+            logger.warning("warning: %s. It stands at step %d of %d", change, self.step, self.total_steps)
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
         if self.averaged is not None and saved.ema is not None:

@@ -88,16 +88,18 @@ def warmup_steps(config: OptimConfig, total: int) -> int:
 def learning_rate(step: int, total: int, steps_per_epoch: int, config: OptimConfig) -> float:
     """Return the learning rate of `step` (from 0) out of `total`.
 
-    Linear warm-up lr·(step+1)/warmup, then
+    With `--skip-scheduler` it is lr. Without, linear warm-up lr·(step+1)/warmup, then
 
         cosine           lr·(1 + cos(π·progress))/2
         const            lr
         const-cooldown   lr, and over the last `--epochs-cooldown` epochs end + (lr − end)·(1 − progress)^power
     """
+    if config.skip_scheduler:
+        return config.lr
     warmup = warmup_steps(config, total)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    if config.lr_scheduler == "const" or config.skip_scheduler:
+    if config.lr_scheduler == "const":
         return config.lr
     if config.lr_scheduler == "cosine":
         progress = (step - warmup) / max(1, total - warmup)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import textwrap
 import time
 from collections import Counter
@@ -13,16 +14,17 @@ from pathlib import Path
 
 import torch
 
+from fastclip.data import DataError
 from fastclip.models import CLIPConfig
 from fastclip.train import checkpoint, distributed, metrics
-from fastclip.train.build import build_model_config, build_source
-from fastclip.train.checkpoint.ranks import gather
-from fastclip.train.config import Config, RunConfig
+from fastclip.train.build import build_model_config, build_source, force
+from fastclip.train.config import Config, ConfigError, RunConfig
 from fastclip.train.distributed import World
 from fastclip.train.evaluate import Result
 from fastclip.train.loop import Diverged, Trainer
 from fastclip.train.report import Summary, notes, text_table, write_report
 from fastclip.train.signals import StopSignals
+from fastclip.train.watchers import find_watchers
 
 logger = logging.getLogger("fastclip.train")
 
@@ -35,17 +37,14 @@ def run(config: Config, stop: StopSignals | None = None) -> Path:
     Raises:
         ConfigError: a setting that cannot work, a checkpoint of another model, unusable data.
         Stopped: a signal ended the run; it can be resumed.
-        Diverged: the run could not go on; the report is written.
-        DataError, RankError, OSError: the run could not go on.
+        Diverged, DataError: the run could not go on; the report is written.
+        RankError, OSError: the run could not go on.
     """
     started = time.perf_counter()
     world = distributed.start(config.run.device, config.run.dist_timeout)
     folder, path = place(config, world)
     saved = None if path is None else checkpoint.load(path)
-    if saved is not None and config.model.pretrained is not None:  # it need no longer be there
-        model_config = CLIPConfig.from_dict(saved.model_config)
-    else:
-        model_config = build_model_config(config)
+    model_config = choose_model(config, saved)
     source = build_source(config, model_config)
     config = dataclasses.replace(
         config, run=dataclasses.replace(config.run, logs=str(folder.parent), name=folder.name, resume=None)
@@ -63,7 +62,7 @@ def run(config: Config, stop: StopSignals | None = None) -> Path:
         trainer.train()
         if not trainer.exams.taken:  # a resumed run that had nothing left to do
             trainer.exams.retrieval()
-    except Diverged as error:
+    except (Diverged, DataError) as error:  # both are raised on all ranks
         skipped = everyones_skipped(trainer)
         if world.is_main:
             report(trainer, None, {}, facts, skipped, failure=str(error))
@@ -102,9 +101,31 @@ def place(config: Config, world: World) -> tuple[Path, Path | None]:
             return folder, saved
         saved = newest(config.run, may_be_new=config.run.resume == "latest") if config.run.resume else None
         folder = run_folder(config, resumed=config.run.resume is not None)
+        check_writing(config.run, folder)
         return folder, saved
 
     return world.from_main(decide)
+
+
+def check_writing(run: RunConfig, folder: Path) -> None:
+    """Raise ConfigError if the run's folder cannot be made, or `--report-to` cannot be served: before it is made."""
+    find_watchers(run.report_to)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(
+            f"--logs {run.logs}: {there} is a file, but runs need a folder; name another one with --logs"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--logs {run.logs}: nothing can be written into {there}; name another folder with --logs"
+        )
+
+
+def choose_model(config: Config, saved: checkpoint.Checkpoint | None) -> CLIPConfig:
+    """Return the config of the model to train, or to train further."""
+    if saved is not None and config.model.pretrained is not None:  # which need no longer be there
+        return force(config.model, CLIPConfig.from_dict(saved.model_config))
+    return build_model_config(config)
 
 
 def newest(run: RunConfig, *, may_be_new: bool) -> Path | None:
@@ -150,7 +171,9 @@ def describe(trainer: Trainer) -> list[str]:
     decoder = getattr(trainer.source, "decoder", None)
     return [
         f"data: {trainer.source.name}, {len(trainer.source):,} pairs" + (f", {decoder}" if decoder else ""),
-        f"model: {config.model.pretrained or config.model.model}, {weights / 1e6:.1f} M parameters, "
+        f"model: {config.model.model}, "
+        + (f"from {config.model.pretrained}, " if config.model.pretrained else "")
+        + f"{weights / 1e6:.1f} M parameters, "
         f"{trainer.precision}, {trainer.device}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}",
         f"loss: {loss}, backend {trainer.backend}; batch {trainer.batch_size:,}"
         + (f" over {ranks} ranks" + (", weights sharded" if config.run.fsdp else "") if ranks > 1 else "")
@@ -183,13 +206,9 @@ def train_control(trainer: Trainer, model_config: CLIPConfig) -> list[Result]:
 
 
 def everyones_skipped(trainer: Trainer) -> tuple[Counter[str], dict[str, str]]:
-    """Return what all ranks had to skip: pairs by reason, and reason by file."""
-    counts: Counter[str] = Counter()
-    files: dict[str, str] = {}
-    for by_reason, by_file in gather((trainer.skipped, trainer.source.skipped_files)):
-        counts.update(by_reason)
-        files |= by_file
-    return counts, files
+    """Return what all ranks had to skip, on rank 0: pairs by reason, and reason by file."""
+    trainer.skipped_files.gather()
+    return trainer.skipped, trainer.skipped_files.files
 
 
 def report(

@@ -29,8 +29,9 @@ class Stopped(BaseException):
 class StopSignals:
     """What signals have asked of this process.
 
-    While the run is `patient`, a signal is only noted, and the run looks at `received` between two steps. At other
-    times there is nothing to save, and the signal raises Stopped where the program stands.
+    While the run is `patient`, a signal is only noted, and the run looks at `received` between two steps, and between
+    two batches of an exam. At other times there is nothing to save, and the signal raises Stopped where the program
+    stands.
 
     A second signal must work where the first one could not: when the main thread waits in a collective for a rank that
     does not come, it runs no handler. So a thread of its own watches for that one.
@@ -77,7 +78,7 @@ class StopSignals:
         if not self._patient:
             raise Stopped(number)
         # Printing could wait for a lock that the interrupted line holds.
-        os.write(2, b"stopping after this step; the same signal again ends the run at once\n")
+        os.write(2, b"stopping after this step or batch; the same signal again ends the run at once\n")
 
 
 def _end_at_the_second(pipe: int) -> None:

@@ -35,6 +35,15 @@ def open_watchers(
     Raises:
         ConfigError: an unknown name, or a package that is not installed.
     """
+    return [_OPENERS[name](folder, config, resume_step) for name in find_watchers(report_to)]
+
+
+def find_watchers(report_to: str) -> list[str]:
+    """Return the names in `--report-to`, each once.
+
+    Raises:
+        ConfigError: an unknown name, or a package that is not installed.
+    """
     names = [name.strip() for name in report_to.lower().split(",") if name.strip() not in ("", "none")]
     if "all" in names:
         names = list(_OPENERS)
@@ -45,7 +54,7 @@ def open_watchers(
             f"--report-to {missing[0]} needs a package that is not installed: "
             f"pip install 'fastclip-kernels[watch]', or {missing[0]} alone"
         )
-    return [_OPENERS[name](folder, config, resume_step) for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))
 
 
 class TensorBoard:
@@ -66,7 +75,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Log to the project `fastclip` (or WANDB_PROJECT), offline where WANDB_MODE says so.
+    """Log to `--wandb-project-name`, WANDB_PROJECT or `fastclip`, offline where WANDB_MODE says so.
 
     A resumed run goes on under the same identifier, which is the name of its folder.
     """
@@ -78,7 +87,8 @@ class WeightsAndBiases:
 
         settings = wandb.Settings(silent=True, console="off")
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "fastclip"),
+            project=config.get("run", {}).get("wandb_project_name")
+            or os.environ.get("WANDB_PROJECT", "fastclip"),
             name=folder.name,
             id=folder.name,
             dir=str(folder),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+_NOT_WATCHED = ("clip_val_loss", "num_samples")  # of an evaluation, by people at a terminal
+
 
 def train_line(
     label: str, epoch: int, done: int, pairs: int, figures: Mapping[str, float], average: float | None = None
@@ -19,16 +21,17 @@ def train_line(
         average: of the loss since the start of the epoch; the loss itself without it.
     """
     loss = figures["train/loss"]
+    told = f"{loss:#.5g} ({loss if average is None else average:#.5g})"
     line = (
         f"{label} Epoch: {epoch} [{done:>{len(str(pairs))}}/{pairs} ({100 * done / pairs:.0f}%)] "
         f"Data (t): {figures['train/data_time']:.3f} Batch (t): {figures['train/batch_time']:.3f}, "
         f"{figures['train/samples_per_second']:#g}/s, {figures['train/samples_per_second_per_gpu']:#g}/s/gpu "
         f"LR: {figures['train/lr']:5f} Logit Scale: {figures['train/scale']:.3f} "
-        f"Loss: {loss:#.5g} ({loss if average is None else average:#.5g})"
+        f"Contrastive_loss: {told} Loss: {told}"  # the loss has this one part
     )
     skipped = {"pairs": figures.get("train/skipped_pairs", 0), "steps": figures.get("train/skipped_steps", 0)}
-    told = " ".join(f"{what}: {count:.0f}" for what, count in skipped.items() if count)
-    return f"{line} Skipped {told}" if told else line
+    counts = " ".join(f"{what}: {count:.0f}" for what, count in skipped.items() if count)
+    return f"{line} Skipped {counts}" if counts else line
 
 
 def eval_line(
@@ -40,7 +43,7 @@ def eval_line(
         epoch: passes completed, with a fraction inside one.
         metrics: figure by key, without "val/".
         name: of the test, where a run has several.
-        brief: for people who watch: recalls in one go, no ranks.
+        brief: for people who watch: recalls in one go, no ranks, no loss.
     """
     if brief:
         figures = "  ".join(_brief(metrics))
@@ -59,5 +62,5 @@ def _brief(metrics: Mapping[str, float]) -> Iterator[str]:
                 f"{v:.3f}" for _, v in recalls
             )
     for key, value in metrics.items():
-        if not key.startswith(tuple(directions)):
+        if not key.startswith((*directions, *_NOT_WATCHED)):
             yield f"{key} {value:.3f}"

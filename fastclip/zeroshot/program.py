@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from fastclip.space import TEMPLATES, ClassFolder, ZeroShotResult, zero_shot_classifier
+from fastclip.space import (
+    ClassFolder,
+    ZeroShotResult,
+    read_class_names,
+    read_templates,
+    zero_shot_classifier,
+)
 from fastclip.space.command import (
+    AveragedFlag,
     CommandError,
     DataArgument,
     ModelArgument,
@@ -42,6 +48,7 @@ class Options:
     """Threads that read and decode pictures."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
+    averaged: AveragedFlag = False
 
 
 def run(options: Options) -> ZeroShotResult:
@@ -53,8 +60,8 @@ def run(options: Options) -> ZeroShotResult:
     if options.batch_size < 1 or options.workers < 1:
         raise CommandError("--batch-size and --workers must be at least 1")
     templates = read_templates(options.templates)
-    names = read_names(Path(options.classnames)) if options.classnames else None
-    encoder = open_encoder(options.model, options.device, options.batch_size)
+    names = read_class_names(options.classnames) if options.classnames else None
+    encoder = open_encoder(options.model, options.device, options.batch_size, averaged=options.averaged)
     folder = ClassFolder(options.data, encoder.model.config.vision.image_size, names=names)
     classifier = zero_shot_classifier(encoder.texts, folder.names, templates)
     with progress("classifying", len(folder), "picture") as done:
@@ -70,6 +77,7 @@ def run(options: Options) -> ZeroShotResult:
         output / "zeroshot.json",
         {
             "model": options.model,
+            "averaged": options.averaged,
             "data": options.data,
             "templates": list(templates),
             **result.to_dict(),
@@ -85,25 +93,3 @@ def run(options: Options) -> ZeroShotResult:
         print(f"  skipped: {said}")
     print(f"{output / 'zeroshot.json'}, {output / 'confusion.png'}")
     return result
-
-
-def read_templates(named: str) -> tuple[str, ...]:
-    """Return a set of templates by its name, or those in a file."""
-    if named in TEMPLATES:
-        return TEMPLATES[named]
-    if not Path(named).is_file():
-        raise CommandError(f"--templates {named} is no file and none of the sets {', '.join(TEMPLATES)}")
-    return tuple(
-        line.strip() for line in Path(named).read_text(encoding="utf-8").splitlines() if line.strip()
-    )
-
-
-def read_names(file: Path) -> dict[str, str]:
-    """Return the class name of every folder from a JSON object."""
-    try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--classnames {file} cannot be read as JSON ({error})") from error
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CommandError(f'--classnames {file} must hold an object, {{"folder": "class name", …}}')
-    return names

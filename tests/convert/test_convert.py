@@ -10,8 +10,11 @@ import torch
 
 import fastclip.convert
 from fastclip.convert import convert, main
-from fastclip.models import WeightsError, load, save
+from fastclip.models import PRESETS, WeightsError, load, save
+from fastclip.models.presets import siglip_vision
+from fastclip.models.weights.open_clip import read_open_clip_config, write_open_clip_config
 from tests.models.tiny import RESNET, SIGLIP, VIT, inputs, make
+from tests.tiny_model import write_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,6 +53,40 @@ def test_other_kinds_of_towers(config, form, tmp_path):
     images, tokens = inputs(config)
     assert torch.equal(loaded.encode_image(images), make(config).encode_image(images))
     assert torch.equal(loaded.encode_text(tokens), make(config).encode_text(tokens))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_who_converts_the_last_weights_of_a_run_is_told_of_the_averaged_ones(averaged, tmp_path):
+    report = convert(write_run(tmp_path / "run"), tmp_path / "out", "fastclip", averaged=averaged)
+    assert any("--averaged takes the averaged ones" in line for line in report) != averaged
+    converted, wanted = load(tmp_path / "out"), load(tmp_path / "run", averaged=averaged)
+    assert torch.equal(converted.model.visual.proj, wanted.model.visual.proj)
+
+
+def test_open_clip_is_told_the_activation_of_both_towers():
+    """In a tower that is told nothing, open_clip takes exact GELU."""
+    config = replace(VIT, activation="gelu_tanh")
+    document = write_open_clip_config(config)
+    for tower in ("vision_cfg", "text_cfg"):
+        assert document["model_cfg"][tower]["act_kwargs"] == {"approximate": "tanh"}
+    assert read_open_clip_config(document, "here") == config
+    del document["model_cfg"]["text_cfg"]["act_kwargs"]
+    with pytest.raises(
+        WeightsError, match="here: the image tower has activation gelu_tanh, the text tower gelu"
+    ):
+        read_open_clip_config(document, "here")
+
+
+@pytest.mark.parametrize("size", [(256, 32, 768, 12, 12, 3072), (384, 16, 1152, 27, 16, 4304)])
+def test_siglips_that_timm_has_with_their_activation_go_to_open_clip(size):
+    vision = siglip_vision(*size)
+    config = replace(PRESETS["ViT-B-16-SigLIP"], vision=vision, embed_dim=vision.width)
+    read = read_open_clip_config(write_open_clip_config(config), "here")
+    assert read == replace(config, init_logit_scale=read.init_logit_scale)
+    with pytest.raises(WeightsError, match="of each size it has one activation"):
+        write_open_clip_config(replace(config, activation="gelu"))
+    with pytest.raises(WeightsError, match="of each size it has one activation"):
+        write_open_clip_config(PRESETS["ViT-B-16-SigLIP"])
 
 
 def test_a_bias_that_has_no_place_is_mentioned(tmp_path):

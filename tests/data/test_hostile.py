@@ -150,12 +150,42 @@ def test_a_damaged_tar_loses_only_what_is_damaged(tmp_path: Path) -> None:
     assert source.skipped == {"damaged tar": 1, "no picture": 1}
 
 
-def test_a_missing_shard_is_listed(tmp_path: Path) -> None:
-    place = formats.shards(formats.samples(30), tmp_path, each=10)
-    (tmp_path / "001.tar").unlink()
-    source = open_source(place, 16, cache_dir=tmp_path, held_out_share=0)
-    assert len(source) == 20
-    assert source.skipped_files == {str(tmp_path / "001.tar"): "no such file"}
+def test_missing_shards_are_an_error_that_names_them(tmp_path: Path) -> None:
+    place = formats.shards(formats.samples(30), tmp_path, each=5)
+    for number in (1, 4):
+        (tmp_path / f"00{number}.tar").unlink()
+    said = r"2 of the 6 shards cannot be opened: \S+/001\.tar \(no such file\), \S+/004\.tar .*: \S+/\*\.tar"
+    for spec in (place, "::".join(f"{tmp_path}/00{number}.tar" for number in range(6))):
+        with pytest.raises(DataError, match=said):
+            open_source(spec, 16, cache_dir=tmp_path, held_out_share=0)
+    (tmp_path / "shards.txt").write_text("".join(f"{tmp_path}/00{number}.tar\n" for number in range(6)))
+    with pytest.raises(DataError, match=said):
+        open_source(tmp_path / "shards.txt", 16, cache_dir=tmp_path, held_out_share=0)
+    assert len(open_source(f"{tmp_path}/*.tar", 16, cache_dir=tmp_path, held_out_share=0)) == 20
+
+
+def test_many_missing_shards_are_counted_and_some_of_them_named(tmp_path: Path) -> None:
+    formats.shards(formats.samples(3), tmp_path)
+    with pytest.raises(DataError, match=r"99 of the 100 shards.*/005\.tar \(no such file\) and 94 more"):
+        open_source(f"{tmp_path}/{{000..099}}.tar", 16, cache_dir=tmp_path)
+
+
+def test_what_a_cut_shard_has_lost_counts_as_bad(tmp_path: Path) -> None:
+    """Of 60 samples in six shards, one shard ends in its third sample, and one is empty."""
+    place = formats.shards(formats.samples(60), tmp_path, each=10)
+    with tarfile.open(tmp_path / "001.tar") as tar:
+        third = tar.getmember("00012.jpg")
+    cut = (tmp_path / "001.tar").read_bytes()[: third.offset_data + third.size // 2]
+    (tmp_path / "001.tar").write_bytes(cut)
+    (tmp_path / "004.tar").write_bytes(b"")
+    for _ in range(2):  # the index made, and read
+        source = open_source(place, 16, cache_dir=tmp_path, held_out_share=0)
+        assert len(source) == 42 and source.skipped == {"truncated tar": 2} and source.lost == 16
+    with pytest.raises(
+        DataError, match=r"18 of the 60 pairs.*truncated tar \(2\), with which about 16 more are lost"
+    ):
+        open_source(place, 16, cache_dir=tmp_path, held_out_share=0, max_bad_share=0.25)
+    assert len(open_source(place, 16, cache_dir=tmp_path, held_out_share=0, max_bad_share=0.3)) == 42
 
 
 def test_duplicate_keys_give_the_first_sample(tmp_path: Path) -> None:

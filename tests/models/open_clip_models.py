@@ -30,12 +30,17 @@ from fastclip.models import CLIP as OurCLIP  # noqa: E402
 from fastclip.models import PRESETS, CLIPConfig, ResNetConfig, Tokenizer, load, save  # noqa: E402
 from fastclip.models.presets import siglip_vision  # noqa: E402
 from fastclip.models.transform import ImageTransform  # noqa: E402
-from fastclip.models.weights.open_clip import read_open_clip_config  # noqa: E402
+from fastclip.models.weights.open_clip import _TIMM, read_open_clip_config  # noqa: E402
 from tests.models.nasty import NASTY, names_a_token  # noqa: E402
 from tests.models.tiny import RESNET, SIGLIP, VIT, inputs, randomise  # noqa: E402
 from tests.openclip import judge  # noqa: E402
 
 TOLERANCE = 1e-5
+
+#: The smallest of timm's SigLIPs whose activation is that of Google's weights, beside a small text tower.
+SIGLIP2 = replace(
+    SIGLIP, vision=siglip_vision(256, 32, 768, 12, 12, 3072), embed_dim=768, activation="gelu_tanh"
+)
 
 
 def their_config(config: CLIPConfig) -> dict[str, Any]:
@@ -155,6 +160,25 @@ def siglip_presets() -> list[str]:
     return found
 
 
+def timms_siglips() -> list[str]:
+    """Compare the table of timm's SigLIPs with timm: sizes, and the activation, which leaves no trace in weights."""
+    found = []
+    for name, (known, activation) in _TIMM.items():
+        with torch.device("meta"):
+            their = timm.create_model(name, num_classes=0, global_pool="map")
+        block, patches = their.blocks[0], their.patch_embed
+        size = (patches.img_size[0], patches.patch_size[0], their.embed_dim, len(their.blocks),
+                block.attn.num_heads, block.mlp.fc1.out_features)  # fmt: skip
+        if size != known:
+            found.append(f"{name}: {known} in place of {size}")
+        x = torch.linspace(-3, 3, 100)
+        approximate = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
+        for act in (block.mlp.act, their.attn_pool.mlp.act):
+            if not torch.equal(act(x), nn.functional.gelu(x, approximate=approximate)):
+                found.append(f"{name}: {act} in place of {activation}")
+    return found
+
+
 def tokenizer() -> list[str]:
     """Compare ids of texts without the names of special tokens, which are others in open_clip."""
     found = []
@@ -195,7 +219,10 @@ CASES: dict[str, Callable[[], list[str]]] = {
     "our ViT with GELU": partial(to_theirs, replace(VIT, activation="gelu")),
     "our ResNet": partial(to_theirs, RESNET),
     "presets": presets,
+    "our ViT with GELU by tanh": partial(to_theirs, replace(VIT, activation="gelu_tanh")),
+    "our SigLIP with GELU by tanh": partial(to_theirs, SIGLIP2),
     "SigLIP presets": siglip_presets,
+    "timm's SigLIPs": timms_siglips,
     "tokenizer": tokenizer,
     "transform": transform,
 }

@@ -15,8 +15,8 @@ from fastclip.search.__main__ import main
 from fastclip.search.program import Options, load_pictures, run
 from fastclip.space import compose
 from fastclip.space.command import CommandError, open_encoder
-from fastclip.space.embeddings import Embeddings
-from tests.tiny_model import write_model, write_pictures
+from fastclip.space.embeddings import Embeddings, EmbeddingsError
+from tests.tiny_model import write_model, write_pictures, write_run
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,26 @@ def test_answers_are_the_nearest_over_all_parts(world: tuple[str, str, list[Path
     (query,) = run(Options(folder, text=("a red square number 1",), side="texts", k=1))
     assert query.hits[0].row.caption == "a red square number 1"
     assert query.hits[0].cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_queries_take_the_weights_that_the_folder_was_embedded_with(
+    world: tuple[str, str, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder, pictures = str(write_run(tmp_path / "run")), str(world[2][0].parents[1])
+    text = "a red square number 1"
+    for averaged in (False, True):
+        output = str(tmp_path / f"averaged-{averaged}")
+        embed(EmbedOptions(run_folder, pictures, output, dtype="float32", averaged=averaged))
+        (query,) = run(Options(output, text=(text,), side="texts", k=1))
+        assert (query.hits[0].row.caption, query.hits[0].cosine) == (text, pytest.approx(1, abs=1e-5))
+        (query,) = run(
+            Options(output, text=(text,), side="texts", k=1, model=run_folder, averaged=not averaged)
+        )
+        assert query.hits[0].cosine < 0.99
+    assert main([output, "--text", text, "--averaged"]) == 1
+    assert "--averaged goes with --model" in capsys.readouterr().err
+    with pytest.raises(EmbeddingsError, match="differ in fingerprint, averaged"):
+        embed(EmbedOptions(run_folder, pictures, output, dtype="float32"))
 
 
 def test_a_picture_finds_itself_and_a_sum_is_a_sum(world: tuple[str, str, list[Path]]) -> None:

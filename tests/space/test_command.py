@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fastclip.models import load
+from fastclip.space import command
+from tests.tiny_model import write_model, write_run
 
 COMMANDS = ["embed", "explore", "export", "search", "zeroshot"]
 
@@ -39,3 +45,41 @@ def test_a_model_that_is_not_there_ends_with_1(
     main = import_module(f"fastclip.{name}.__main__").main
     assert main([f"{tmp_path}/nothing", *rest]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_runs_averaged_weights_are_taken_on_request(
+    name: str,
+    averaged: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    taken = []
+
+    def note(path: str, **options: Any) -> None:
+        taken.append(load(path, **{**options, "device": "cpu"}).model.visual.proj)
+        raise command.CommandError("enough")
+
+    monkeypatch.setattr(command, "load", note)
+    run = str(write_run(tmp_path / "run"))
+    arguments = {"search": ["folder", "--text", "a", "--model", run], "explore": [run]}.get(name, [run, "b"])
+    if name == "embed":
+        arguments.append("c")
+    if name == "search":
+        monkeypatch.setattr("fastclip.search.program.Embeddings", lambda path: None)
+    if name == "export":
+        monkeypatch.setattr("fastclip.export.program._require_packages", lambda: None)
+    assert import_module(f"fastclip.{name}.__main__").main([*arguments, *["--averaged"] * averaged]) == 1
+    last, mean = (load(run, averaged=which).model.visual.proj for which in (False, True))
+    assert not last.equal(mean) and taken[0].equal(mean if averaged else last)
+    told = f"{run}: the weights of its last step; --averaged takes the averaged ones\n"
+    assert capsys.readouterr().err == ("" if averaged else told) + "error: enough\n"
+
+
+def test_who_has_no_averaged_weights_is_told_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.open_model(str(write_model(tmp_path / "model")), "cpu")
+    assert capsys.readouterr().err == ""

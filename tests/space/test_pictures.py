@@ -25,6 +25,17 @@ def test_batches_come_in_order_without_what_cannot_be_read(tmp_path: Path) -> No
     assert list(pictures.skipped_files) == [str(files[4])]
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_take_batches_in_turns(tmp_path: Path, ranks: int) -> None:
+    write_pictures(tmp_path)
+    pictures = PictureFiles(list_pictures(tmp_path), 8)
+    shares = [
+        [places.tolist() for _, places in pictures.batches(2, rank=rank, ranks=ranks)]
+        for rank in range(ranks)
+    ]
+    assert shares == [[[0, 1], [2, 3], [4, 5], [6, 7], [8]][rank::ranks] for rank in range(ranks)]
+
+
 def test_classes_are_the_folders(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -23,3 +23,14 @@ def paint(
         Image.new("RGB", size(i), COLOURS[colour]).save(folder / f"{i:02}.png")
         (folder / f"{i:02}.txt").write_text(caption(colour, i))
     return folder
+
+
+def paint_classes(folder: Path) -> Path:
+    """Make folders of four, three, four and two pictures, a class for each colour, and one file that is no picture."""
+    for number, (colour, count) in enumerate(zip(COLOURS, (4, 3, 4, 2), strict=True)):
+        (folder / colour).mkdir(parents=True)
+        for i in range(count):
+            pixels = tuple(max(1, value - 5 * i) for value in COLOURS[colour])
+            Image.new("RGB", (16, 16 + number), pixels).save(folder / colour / f"{i}.png")
+    (folder / "green" / "broken.png").write_bytes(b"")
+    return folder

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastclip.data.source import Pairs
 from fastclip.distributed import CollectiveError
-from fastclip.train import checkpoint, distributed
+from fastclip.train import checkpoint, distributed, zeroshot
 from fastclip.train.checkpoint.ranks import whole
-from fastclip.train.evaluate import embed
+from fastclip.train.evaluate import Result, embed
 from fastclip.train.loop import Trainer
 from fastclip.train.metrics import read
 from fastclip.train.signals import Stopped
@@ -139,13 +139,44 @@ class Rotten(Blocks):
         return pairs.take(torch.arange(0)) if self.rotten else pairs
 
 
-def unreadable_on(rank: int) -> str:
+def unreadable_on(rank: int, folder: Path) -> str:
     """Return how a run ends in which one rank cannot read its data."""
     try:
-        trainer(source=Rotten(rank), steps=4).train()
+        trainer(folder, source=Rotten(rank), steps=4).train()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "done"
+
+
+class Spotted(Blocks):
+    """Blocks of which a few cannot be read; one is known from the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip("block 1000")
+
+    def skip(self, name: str) -> None:
+        if name not in self.skipped_files:
+            self.skipped_files[name] = "spotted"
+            self.skipped["spotted"] += 1
+
+    def fetch(self, indices: Any, *, seed: int, epoch: int) -> Pairs:
+        pairs = super().fetch(indices, seed=seed, epoch=epoch)
+        for index in pairs.indices.tolist():
+            if index % 20 == 7:
+                self.skip(f"block {index}")
+        return pairs.take(torch.nonzero(pairs.indices % 20 != 7)[:, 0])
+
+
+def skipping(folder: Path, steps: int, step: int | None = None, save: bool = True) -> dict[str, int]:
+    """Train to some step, if wanted from a checkpoint, on data that are bad here and there; return what was counted."""
+    one = trainer(folder, source=Spotted(), steps=8, max_bad_share=1.0)
+    if step is not None:
+        one.resume(checkpoint.load(folder / "checkpoints" / f"step_{step:08}"))
+    one.train(steps)
+    if save:
+        one.save()
+    return dict(one.skipped)
 
 
 def abandoned_by(rank: int) -> str:
@@ -182,6 +213,52 @@ def signalled(rank: int, step: int, folder: Path) -> str:
     except Stopped as stopped:
         return str(stopped)
     return "done"
+
+
+def classify(classes: Path, batch_size: int) -> tuple[int, int, Result]:
+    """Return how many pictures this rank has encoded, in how many batches, and what the ranks have found together."""
+    one = trainer(zeroshot_data=str(classes))
+    sizes = []
+
+    def encode(images: Tensor) -> Tensor:
+        sizes.append(int(images.flatten(1).any(1).sum()))  # without those that stand in for missing ones
+        return one.exams.images(images)
+
+    assert one.exams.classes is not None
+    found = zeroshot.classify(
+        one.exams.classes, encode, one.exams.texts, batch_size=batch_size, world=one.world
+    )
+    return sum(sizes), len(sizes), found
+
+
+def signalled_in_an_exam(
+    rank: int, exam: str, folder: Path, settings: dict[str, Any]
+) -> tuple[str, list[str]]:
+    """Let a signal arrive on one rank in the first batch of an exam; return how the run ends.
+
+    Also the keys of the figures that are in the log.
+    """
+    one = trainer(folder, **settings)
+    first = {"retrieval": "images", "zeroshot": "texts"}[exam]
+    sit, encode = getattr(one.exams, exam), getattr(one.exams, first)
+
+    def note(inputs: object) -> Tensor:
+        if dist.get_rank() == rank:
+            one.stop.received = signal.SIGINT
+        return encode(inputs)
+
+    def begin() -> object:
+        setattr(one.exams, first, note)
+        return sit()
+
+    setattr(one.exams, exam, begin)
+    try:
+        one.train()
+        said = "done"
+    except Stopped as stopped:
+        said = str(stopped)
+    dist.barrier()
+    return said, sorted({key for line in read(folder / "metrics.jsonl") for key in line if "val" in key})
 
 
 def logged(folder: Path) -> tuple[list[int], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fastclip.data.source import HeldOut
 from fastclip.train import evaluate
-from fastclip.train.evaluate import Embedded, embed, measure
+from fastclip.train.evaluate import Embedded, embed, measure, validation_loss
 
 
 def world(pictures: int = 40, captions: int = 17, size: int = 4, noise: float = 0.8) -> Embedded:
@@ -52,6 +53,29 @@ def test_against_brute_force(monkeypatch: pytest.MonkeyPatch, block: int) -> Non
     top_in = [row.index(max(row)) in g for g, row in zip(groups, z, strict=True)]
     assert result.metrics["group_R@1"] == pytest.approx(sum(top_in) / len(top_in))
     assert 0 < result.metrics["image_to_text_R@1"] < 1  # the case tells right from wrong
+
+
+@pytest.mark.parametrize("batch_size", [7, 40, 100])
+def test_the_loss_of_held_out_pairs_is_open_clips(batch_size: int) -> None:
+    """Softmax both ways among so many pairs at a time, the mean over pairs; the last ones are fewer."""
+    embedded = world(captions=41)
+    test = dataclasses.replace(embedded.test, target=torch.arange(40))  # open_clip knows no equal captions
+    total = 0.0
+    for start in range(0, 40, batch_size):
+        rows = slice(start, min(40, start + batch_size))
+        logits = 12.5 * embedded.images[rows].double() @ embedded.texts[rows].double().T
+        own = torch.arange(len(logits))
+        both = F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+        total += both.item() / 2 * len(logits)
+    loss = validation_loss(dataclasses.replace(embedded, test=test), 12.5, batch_size)
+    assert loss == pytest.approx(total / 40, rel=1e-5)
+
+
+def test_equal_captions_do_not_raise_the_loss_of_held_out_pairs() -> None:
+    """Two pictures of one caption: with the other one as a negative, no model could get below log 2."""
+    texts = torch.eye(8)[:1]
+    test = dataclasses.replace(world().test, target=torch.tensor([0, 0]))
+    assert validation_loss(Embedded(test, texts.expand(2, 8), texts), 100.0, 2) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_perfect_model_scores_everything() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -23,7 +25,7 @@ def take(
 
 def numbers(share_bad: float = 0.0, count: int = 101) -> PairSource:
     """Return a source of numbered pairs, some of which cannot be read."""
-    bad = set(permutation(count, 0, 0)[: round(share_bad * count)].tolist())
+    bad, lock = set(permutation(count, 0, 0)[: round(share_bad * count)].tolist()), threading.Lock()
 
     class Numbers(PairSource):
         def __len__(self) -> int:
@@ -32,10 +34,11 @@ def numbers(share_bad: float = 0.0, count: int = 101) -> PairSource:
         def fetch(
             self, indices: Sequence[int] | Tensor, *, seed: int, epoch: int, augment: bool = True
         ) -> Pairs:
-            kept = torch.tensor(
-                [i for i in torch.as_tensor(indices).tolist() if i not in bad], dtype=torch.int64
-            )
-            self.skipped["bad"] = len(bad)
+            wanted = torch.as_tensor(indices).tolist()
+            kept = torch.tensor([i for i in wanted if i not in bad], dtype=torch.int64)
+            with lock:
+                self.skipped_files |= {str(i): "bad" for i in wanted if i in bad}
+                self.skipped["bad"] = len(self.skipped_files)
             features = kept[:, None].float()
             return Pairs(features, [str(i) for i in kept.tolist()], kept, kept, features + epoch)
 
@@ -158,9 +161,32 @@ def test_a_source_smaller_than_the_global_batch_is_shared_evenly() -> None:
 
 def test_too_many_bad_pairs_are_an_error_that_says_why() -> None:
     assert len(take(numbers(0.09, 2000), 50, 40, Cursor())) == 40
-    with pytest.raises(
-        DataError, match=r"of the 1,0\d\d pairs of numbers that were tried.*0\.1.*bad \(300\)"
-    ):
+    with pytest.raises(DataError, match=r"of the 9\d\d pairs of numbers that were tried.*0\.1 of them"):
         take(numbers(0.15, 2000), 50, 40, Cursor())
     with pytest.raises(DataError, match="64 spares in a row"):
         take(numbers(1.0, 5000), 50, 40, Cursor(), workers=2, max_bad_share=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_a_pair_is_judged_once_so_that_the_numbers_agree(workers: int) -> None:
+    """57 pairs are tried again and again: as spares, and in later epochs."""
+    with pytest.raises(DataError) as error:
+        take(numbers(0.35, 57), 8, 100, Cursor(), workers=workers, max_bad_share=0.2)
+    said = re.match(r"(\d+) of the (\d+) pairs of numbers.*Reasons: bad \((\d+)\)", str(error.value))
+    assert said is not None, error.value
+    bad, tried, reasons = map(int, said.groups())
+    assert bad == reasons <= 20 and tried <= 57
+    assert len(take(numbers(0.35, 57), 8, 100, Cursor(), workers=workers, max_bad_share=0.45)) == 100
+
+
+def test_a_disk_that_goes_away_in_a_later_epoch_is_noticed() -> None:
+    source = numbers(count=2000)
+    fetch = source.fetch
+
+    def fail_late(indices: Tensor, *, seed: int, epoch: int) -> Pairs:
+        pairs = fetch(indices, seed=seed, epoch=epoch)
+        return pairs if epoch == 0 else pairs.take(torch.arange(0, len(pairs), 2))
+
+    source.fetch = fail_late  # type: ignore[method-assign, assignment]
+    with pytest.raises(DataError, match=r"that is more than --max-bad-share 0\.1 of them"):
+        take(source, 50, 80, Cursor())

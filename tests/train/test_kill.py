@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
-    """Return the flags of a run over 46 pictures, three steps an epoch, saved after every step."""
+    """Return the flags of a run over 46 pictures, three steps and an exam an epoch, saved after every step."""
     pictures = paint(tmp_path / "pictures", 48, lambda colour, i: f"a {colour} picture, number {i // 4}\n")
     return ["--train-data", str(pictures), "--model", "tiny", "--batch-size", "12", "--lr", "3e-3", "--device", "cpu",
-            "--log-every-n-steps", "1", "--save-every-n-steps", "1", "--val-frequency", "0",
+            "--log-every-n-steps", "1", "--save-every-n-steps", "1", "--val-frequency", "1",
             "--workers", "1", "--grad-clip-norm", "1", "--no-pictures"]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def disturb(logs: Path, flags: list[str], kills: list[dict[str, Any]], ranks: in
 
 
 def assert_same_run(disturbed: Path, undisturbed: Path) -> None:
-    """Compare the last checkpoints bit by bit, and the losses on the way."""
+    """Compare the last checkpoints bit by bit, and losses and figures of exams on the way."""
     newest = [sorted((folder / "checkpoints").glob("step_*"))[-1] for folder in (disturbed, undisturbed)]
     assert newest[0].name == newest[1].name
     for path in newest:
@@ -61,6 +61,11 @@ def assert_same_run(disturbed: Path, undisturbed: Path) -> None:
         for folder in (disturbed, undisturbed)
     ]
     assert losses[0] == losses[1] and len(losses[0]) > 1
+    exams = [
+        [line for line in metrics.read(folder / "metrics.jsonl") if "val/image_to_text_R@1" in line]
+        for folder in (disturbed, undisturbed)
+    ]
+    assert exams[0] == exams[1] and len(exams[0]) > 1
     assert not [path for path in (disturbed / "checkpoints").iterdir() if path.name.startswith(".")]
 
 

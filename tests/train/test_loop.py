@@ -77,6 +77,37 @@ def test_lines_written_after_the_checkpoint_are_written_again_not_twice(
     assert steps == list(range(1, 9))
 
 
+def test_exams_cut_short_are_sat_by_the_resumed_run_and_others_are_not_sat_again(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is saved before its exams: killed in one of them, it loses nothing."""
+    settings = {"epochs": 2, "val_frequency": 1, "save_frequency": 1, "keep_checkpoints": 9}
+    make_trainer(tmp_path / "whole", **settings).train()
+    first = make_trainer(tmp_path / "cut", **settings)
+    monkeypatch.setattr(first.exams, "retrieval", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        first.train()
+
+    def resumed(step: int) -> tuple[Trainer, list[int]]:
+        trainer, sat = make_trainer(tmp_path / "cut", **settings), []
+        sit = trainer.exams.retrieval
+        monkeypatch.setattr(trainer.exams, "retrieval", lambda: sat.append(trainer.step) or sit())
+        trainer.resume(checkpoint.load(tmp_path / "cut" / "checkpoints" / f"step_{step:08}"))
+        trainer.train()
+        figures = [
+            [line for line in metrics.read(tmp_path / run / "metrics.jsonl") if "train/loss" not in line]
+            for run in ("whole", "cut")
+        ]
+        assert figures[0] == figures[1] and [line["step"] for line in figures[0]] == [6, 12]
+        return trainer, sat
+
+    second, sat = resumed(6)
+    assert sat == [6, 12] and second.exams.results
+    assert resumed(6)[1] == [12]
+    ended, sat = resumed(12)  # nothing is left to do, but the report wants the figures
+    assert sat == [12] and ended.exams.results[0].metrics == second.exams.results[0].metrics
+
+
 def test_the_seed_decides_everything(make_trainer: Callable[..., Trainer]) -> None:
     runs = []
     for seed in (1, 1, 2):

@@ -98,8 +98,13 @@ def test_cooldown() -> None:
         lr=2.0, warmup=0, lr_scheduler="const-cooldown", epochs_cooldown=2, lr_cooldown_power=2.0
     )
     assert learning_rate(15, 20, 5, square) == pytest.approx(2.0 * 0.5**2)
-    skipped = OptimConfig(lr=2.0, warmup=0, skip_scheduler=True)
-    assert {learning_rate(step, 20, 5, skipped) for step in range(20)} == {2.0}
+
+
+@pytest.mark.parametrize("warmup", [None, 0, 8])
+def test_without_the_scheduler_the_rate_is_constant_from_the_first_step(warmup: int | None) -> None:
+    """open_clip then calls no scheduler at all, so that there is no warm-up either."""
+    skipped = OptimConfig(lr=2.0, warmup=warmup, skip_scheduler=True)
+    assert {learning_rate(step, 40, 5, skipped) for step in range(40)} == {2.0}
 
 
 def test_lower_layers_get_a_smaller_share() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,70 @@ def test_a_users_folder_from_start_to_report(
     assert Config.from_dict(settings).run.name == "a"
 
 
+def test_open_clips_webdataset_command_runs_as_it_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command of open_clip's README over three shards, but for the size of everything, `--logs` and `--device`."""
+    for number in range(3):
+        with tarfile.open(tmp_path / f"{number:04}.tar", "w") as shard:
+            for i in range(16 * number, 16 * number + 16):
+                for suffix in ("png", "txt"):
+                    shard.add(folder / f"{i:02}.{suffix}", f"{i:04}.{suffix}")
+    for colour in ("red", "green"):
+        (tmp_path / "val" / colour).mkdir(parents=True)
+        Image.new("RGB", (20, 20), colour).save(tmp_path / "val" / colour / "a.png")
+    command = (
+        f"--train-data {tmp_path}/{{0000..0002}}.tar --train-num-samples 48 --dataset-type webdataset --batch-size 16 "
+        f"--precision amp --workers 4 --imagenet-val {tmp_path}/val --lr 1e-3 --wd 0.1 --epochs 1 --warmup 2 "
+        f"--model tiny --report-to none --save-frequency 1 --logs {tmp_path}/logs --device cpu --no-pictures"
+    )
+    assert main(command.split()) == 0
+    (run,) = (tmp_path / "logs").iterdir()
+    lines = metrics.read(run / "metrics.jsonl")
+    assert sum("val/imagenet-zeroshot-val-top1" in line for line in lines) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("warning: --train-num-samples 48 changes nothing: pairs are counted")
+    assert "/46 (" in error  # of the 48 pairs, two are held out
+
+
+def test_the_average_loss_is_that_of_the_epoch_so_far(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the program's own lines, which scripts read that were written for open_clip's."""
+    said = r"Train Epoch: (\d) .* Contrastive_loss: ([\d.]+) \(([\d.]+)\) Loss: ([\d.]+) \(([\d.]+)\)"
+    assert main(tiny(folder, tmp_path / "all", "--epochs", "2", "--no-pictures")) == 0
+    lines = re.findall(said, capsys.readouterr().err)
+    losses: dict[str, list[float]] = {"0": [], "1": []}
+    for epoch, part, part_average, loss, average in lines:
+        losses[epoch].append(float(loss))
+        assert (part, part_average) == (loss, average)
+        assert float(average) == pytest.approx(sum(losses[epoch]) / len(losses[epoch]), rel=1e-4)
+    assert len(lines) == 6
+    assert any(loss != average for _, _, _, loss, average in lines)
+
+    more = ["--epochs", "2", "--no-pictures", "--log-every-n-steps", "6"]
+    assert main(tiny(folder, tmp_path / "few", *more)) == 0
+    *_, last = re.findall(said, capsys.readouterr().err)
+    assert last[4] == lines[-1][4]  # of all steps, not only of those that are logged
+
+    written = metrics.read(tmp_path / "all" / "a" / "metrics.jsonl")
+    steps = [line for line in written if "train/loss" in line]
+    assert all(line["train/contrastive_loss"] == line["train/loss"] for line in steps)
+
+
+def test_the_loss_of_held_out_pairs_is_logged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tests = paint(tmp_path / "tests", 10, lambda colour, i: f"a {colour} test, number {i}")
+    flags = ["--epochs", "1", "--no-pictures", "--val-data", str(tests)]
+    assert main(tiny(folder, tmp_path / "logs", *flags)) == 0
+    (line,) = (x for x in metrics.read(tmp_path / "logs" / "a" / "metrics.jsonl") if "val/num_samples" in x)
+    assert line["val/num_samples"] == 10
+    assert 0 < line["val/clip_val_loss"] < 10
+    said = f"clip_val_loss: {line['val/clip_val_loss']:.4f}\tnum_samples: 10.0000"
+    assert said in capsys.readouterr().err
+
+
 def test_resume_by_flag_continues_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     more = ["--epochs", "3", "--save-every-n-steps", "1", "--keep-checkpoints", "9", "--no-pictures"]
     assert main(tiny(folder, tmp_path / "whole", *more)) == 0
@@ -125,12 +190,50 @@ def test_a_checkpoint_of_another_model_is_a_clear_error(
     assert (logs / "a" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("place", ["logs", "logs/below"])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_file_in_place_of_the_logs_folder_is_a_clear_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, dry: list[str]
 ) -> None:
     (tmp_path / "logs").write_text("a file in the way")
-    assert main(tiny(folder, tmp_path / "logs", "--epochs", "1")) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    assert main(tiny(folder, tmp_path / place, "--epochs", "1", *dry)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: --logs {tmp_path / place}: {tmp_path / 'logs'} is a file, but runs need a folder"
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    assert main(tiny(folder, tmp_path / "logs", "--epochs", "1")) == 2
+    assert "nothing can be written into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--report-to", "tensorboard,foo"], "--report-to foo is unknown; known are"),
+        (["--zeroshot-data", "/nowhere"], "--zeroshot-data: "),
+        (["--backend", "magic"], "--backend magic"),
+        (["--resume", "/nowhere"], "no checkpoint in /nowhere"),
+        (["--force-image-size", "15"], "--force-image-size 15"),
+    ],
+)
+def test_a_start_that_fails_leaves_no_folder(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    message: str,
+    dry: list[str],
+) -> None:
+    """Else the corrected command would make a second one beside it."""
+    assert main([*tiny(folder, tmp_path / "logs", "--epochs", "1"), *wrong, *dry]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_new_run_never_shares_a_folder(tmp_path: Path) -> None:
@@ -195,11 +298,41 @@ def test_a_run_that_diverges_has_its_own_exit_code_and_a_report(
     assert saved.state["skipped_in_a_row"] == 2  # resumed, it has one more before it ends again
 
 
-def test_data_that_cannot_be_used_have_an_exit_code(
+def test_data_that_cannot_be_used_have_an_exit_code_and_lose_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in folder.glob("*.png"):
+    """A third of the pictures go bad after the first epoch; after their repair the run goes on where it was."""
+    more = [
+        "--no-pictures",
+        "--val-share",
+        "0",
+        "--val-frequency",
+        "0",
+        "--save-frequency",
+        "0",
+        "--workers",
+        "0",
+    ]
+    assert main(tiny(folder, tmp_path / "logs", "--epochs", "1", *more)) == 0
+    run = tmp_path / "logs" / "a"
+    before = (run / "skipped.txt").read_text()
+    good = {path: path.read_bytes() for path in sorted(folder.glob("*.png"))[2::3]}
+    for path in good:
         path.write_bytes(path.read_bytes()[:40])
-    code = main(tiny(folder, tmp_path / "logs", "--epochs", "1"))
-    assert code == 4
-    assert "cannot be read" in capsys.readouterr().err
+    onward = ["--resume", "latest", *tiny(folder, tmp_path / "logs", "--epochs", "8", *more)]
+    capsys.readouterr()
+    assert main(onward) == 4
+    said = capsys.readouterr().err
+    at = re.search(r"pairs of pictures that were tried cannot be read.*All up to step (\d+) is saved", said)
+    assert at is not None, said
+    saved = checkpoint.load(checkpoint.find(RunConfig(resume=str(run))))
+    assert saved.state["step"] == int(at[1]) > 3, said
+    assert "cannot be read" in (run / "report.html").read_text()
+    listed = (run / "skipped.txt").read_text()
+    assert listed.startswith(before) and len(set(listed.splitlines())) == len(listed.splitlines())
+    assert {line.split("\t")[0] for line in listed[len(before) :].splitlines()} <= set(map(str, good))
+    assert sum(saved.state["counters"].values()) == len(listed.splitlines()) > len(before.splitlines())
+    for path, data in good.items():
+        path.write_bytes(data)
+    assert main(onward) == 0
+    assert (run / "skipped.txt").read_text() == listed

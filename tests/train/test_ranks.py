@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from fastclip.train import checkpoint, metrics
 from tests.distributed.pool import Pool
 from tests.train import ranked
+from tests.train.painted import paint_classes
 from tests.train.ranked import Course
 
 STEPS = 8
@@ -99,6 +101,53 @@ def test_exams_are_shared_out(ranks: Pool) -> None:
     assert (images[0] - images[1]).norm() > 1e-4  # so that a wrong order shows
 
 
+@pytest.mark.parametrize("batch_size", [3, 256])
+def test_pictures_of_classes_are_shared_out(ranks: Pool, tmp_path: Path, batch_size: int) -> None:
+    """Three ranks know what one knows, of 13 pictures that can be read and one that cannot, in as many batches each."""
+    paint_classes(tmp_path / "classes")
+    alone = ranked.classify(tmp_path / "classes", batch_size)
+    assert (alone[0], alone[2].pictures) == (13, 13)
+    shared = ranks.run(ranked.classify, 3, tmp_path / "classes", batch_size)
+    assert [found for *_, found in shared] == [alone[2]] * 3
+    assert sum(count for count, *_ in shared) == 13 and max(count for count, *_ in shared) <= 6
+    assert len({turns for _, turns, _ in shared}) == 1
+
+
+@pytest.mark.parametrize(
+    ("exam", "settings"),
+    [
+        ("retrieval", {}),
+        ("zeroshot", {"save_frequency": 1}),
+        pytest.param("zeroshot", {"fsdp": True, "ema": 0.9}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_one_rank_ends_an_exam_on_all(
+    ranks: Pool, tmp_path: Path, exam: str, settings: dict[str, Any]
+) -> None:
+    """The state is saved, no half of a result is written, and the resumed run sits what is left and ends as any."""
+    paint_classes(tmp_path / "classes")
+    settings = {
+        "epochs": 2,
+        "val_frequency": 1,
+        "zeroshot_frequency": 1,
+        "zeroshot_data": str(tmp_path / "classes"),
+        **settings,
+    }
+    for run in ("whole", "cut"):
+        (tmp_path / run).mkdir()
+    whole = ranks.run(ranked.train, 2, settings, None, tmp_path / "whole")[0]
+    said = ranks.run(ranked.signalled_in_an_exam, 2, 1, exam, tmp_path / "cut", settings)
+    assert all("all is saved" in one for one, _ in said), said
+    assert [any("zeroshot" in key for key in keys) for _, keys in said] == [False, False]
+    assert [bool(keys) for _, keys in said] == [exam == "zeroshot"] * 2
+    step = int(next((tmp_path / "cut" / "checkpoints").iterdir()).name.removeprefix("step_"))
+    rest = ranks.run(ranked.resume, 2, settings, tmp_path / "cut", step)[0]
+    assert_same(rest, (whole[0][step:], *whole[1:]), exactly=True)
+    logs = [metrics.read(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut")]
+    figures = [[line for line in log if "train/loss" not in line] for log in logs]
+    assert figures[0] == figures[1] and len(figures[0]) == 4
+
+
 @pytest.mark.parametrize("piece", [1, 16, 1 << 20])
 def test_gradients_are_averaged_whatever_the_pieces(ranks: Pool, piece: int) -> None:
     """Parameter k has 10 k + r on rank r, and nothing where k = r."""
@@ -124,10 +173,34 @@ def test_numbers_that_are_none_on_one_rank_skip_the_step_on_all(
     assert all(value.isfinite().all() for value in everyones[0][0][1].values())
 
 
-def test_data_that_one_rank_cannot_read_end_the_run_on_all(ranks: Pool) -> None:
-    said = ranks.run(ranked.unreadable_on, 3, 1, collective_limit=20)
-    assert said[1].startswith("DataError: ") and "cannot be read" in said[1]
-    assert all(other == "RankError: another rank cannot go on; its message says why" for other in said[::2])
+def test_data_that_one_rank_cannot_read_end_the_run_on_all(ranks: Pool, tmp_path: Path) -> None:
+    """All of them save, and the first rank knows the reason, for the report."""
+    said = ranks.run(ranked.unreadable_on, 3, 1, tmp_path, collective_limit=20)
+    assert said[0].startswith("DataError: rank 1: ") and said[1].startswith("DataError: ")
+    assert all("cannot be read" in one and one.endswith("is saved; --resume continues") for one in said[:2])
+    assert said[2] == "DataError: another rank cannot go on; its message says why"
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert checkpoint.load(saved).world_size == 3
+
+
+def test_what_any_rank_skips_is_listed_once(ranks: Pool, tmp_path: Path) -> None:
+    """Of 108 blocks, six cannot be read, and one is known to be bad from the start."""
+
+    def listed() -> list[str]:
+        return (tmp_path / "skipped.txt").read_text().splitlines()
+
+    expected = {f"block {number}\tspotted" for number in (1000, 7, 27, 47, 67, 87, 107)}
+    some = ranks.run(ranked.skipping, 3, tmp_path, 2)
+    first = listed()
+    assert some == [{"spotted": len(first)}, {}, {}] and set(first) <= expected and len(first) > 1
+    ranks.run(ranked.skipping, 3, tmp_path, 5, 2, False)  # dies after step 5; what it listed stays
+    for _ in range(2):
+        everything = ranks.run(ranked.skipping, 3, tmp_path, 8, 2)
+        found = listed()
+        assert found[: len(first)] == first and set(found) == expected and len(found) == 7
+        assert everything == [{"spotted": 7}, {}, {}]
+    saved = checkpoint.load(tmp_path / "checkpoints" / "step_00000008")
+    assert saved.state["counters"] == {"spotted": 7}
 
 
 def test_a_rank_that_dies_is_an_error_on_the_others(ranks: Pool) -> None:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastclip.train import checkpoint
+from fastclip.train import checkpoint, metrics
 from fastclip.train.__main__ import main
 from fastclip.train.config import RunConfig
+from fastclip.train.exams import Exams
 from fastclip.train.signals import Stopped, StopSignals
 from fastclip.train.step import Step
 
@@ -74,6 +75,29 @@ def test_a_signal_in_the_last_step_ends_the_run_after_its_checkpoint(
     raise_at(monkeypatch, 10, signal.SIGTERM)
     assert main([*flags, "--name", "late"]) == 143
     assert checkpoint.find(RunConfig(resume=str(tmp_path / "logs" / "late"))).name == "step_00000010"
+
+
+def test_a_signal_in_an_exam_ends_the_run_before_the_exams_end(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no save is due; the exam is sat when the run goes on, as far as it was not."""
+    flags = [*flags, "--val-frequency", "1", "--save-frequency", "0"]
+    assert main([*flags, "--name", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        encode, encoded = Exams.images, []
+
+        def images(self: Exams, pictures: torch.Tensor) -> torch.Tensor:
+            encoded.append(len(pictures))
+            os.kill(os.getpid(), signal.SIGTERM)
+            return encode(self, pictures)
+
+        patch.setattr(Exams, "images", images)
+        assert main([*flags, "--name", "cut"]) == 143
+    assert len(encoded) == 1 and "stopped by SIGTERM after step 2: all is saved" in capsys.readouterr().err
+    assert main([*flags, "--name", "cut", "--resume", "latest"]) == 0
+    lines = [metrics.read(tmp_path / "logs" / run / "metrics.jsonl") for run in ("whole", "cut")]
+    figures = [[line for line in run if "train/loss" not in line] for run in lines]
+    assert figures[0] == figures[1] and len(figures[0]) > 2
 
 
 def test_where_nothing_is_to_be_saved_a_signal_ends_the_program_where_it_stands() -> None:

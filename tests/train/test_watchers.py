@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from fastclip.train.config import ConfigError
+from fastclip.train.config import Config, ConfigError, RunConfig
 from fastclip.train.metrics import MetricLog
 from fastclip.train.watchers import open_watchers
 
@@ -45,6 +50,26 @@ def test_tensorboard_has_every_line_and_hides_an_abandoned_course(tmp_path: Path
         (2, 0.5),
         (3, 0.125),
     ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "project"), [(None, None, "fastclip"), (None, "v", "v"), ("f", "v", "f")]
+)
+def test_wandbs_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, variable: str | None, project: str
+) -> None:
+    """The flag wins over the variable."""
+    asked: dict[str, Any] = {}
+    wandb = ModuleType("wandb")
+    wandb.Settings = dict  # type: ignore[attr-defined]
+    wandb.init = lambda **settings: asked.update(settings) or MagicMock()  # type: ignore[attr-defined]
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_PROJECT", variable)
+    open_watchers("wandb", tmp_path, Config(run=RunConfig(wandb_project_name=flag)).to_dict())
+    assert asked["project"] == project
 
 
 def test_wandb_offline_takes_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

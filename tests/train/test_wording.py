@@ -20,7 +20,7 @@ FIGURES = {
 def test_a_step_is_told_as_open_clip_tells_it() -> None:
     assert train_line("Train", 0, 64, 1280, FIGURES, average=3.0) == (
         "Train Epoch: 0 [  64/1280 (5%)] Data (t): 0.010 Batch (t): 0.500, 128.000/s, 64.0000/s/gpu "
-        "LR: 0.000500 Logit Scale: 14.286 Loss: 2.5000 (3.0000)"
+        "LR: 0.000500 Logit Scale: 14.286 Contrastive_loss: 2.5000 (3.0000) Loss: 2.5000 (3.0000)"
     )
     # The expression with which people cut curves out of open_clip's logs.
     found = re.search(r"Train Epoch: (\d+) \[ *(\d+)/(\d+) .* Loss: ([\d.]+) \(([\d.]+)\)",
@@ -46,6 +46,8 @@ def test_people_who_watch_get_a_short_line() -> None:
     metrics = {f"image_to_text_R@{k}": k / 100 for k in (1, 5, 10)} | {
         "image_to_text_mean_rank": 9.0,
         "choice": 0.5,
+        "clip_val_loss": 2.0,
+        "num_samples": 100,
     }
     line = eval_line(4.0, metrics, "unseen", brief=True)
     assert line == "Eval Epoch: 4 unseen  image to text R@1/5/10 0.010 0.050 0.100  choice 0.500"

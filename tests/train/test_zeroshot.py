@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastclip.train import metrics
-from fastclip.train.config import ConfigError
+from fastclip.train.config import ConfigError, RunConfig
 from fastclip.train.loop import Trainer
 from fastclip.train.report import Summary, text_table, write_report
 from fastclip.train.zeroshot import open_classes
@@ -52,9 +53,41 @@ def test_a_run_classifies_as_often_as_asked_and_learns_to(
     assert "right class among five" in write_report(summary, tmp_path / "run").read_text()
 
 
-def test_a_folder_without_classes_is_a_clear_error(tmp_path: Path) -> None:
-    assert open_classes(None, 16) is None
+def test_classes_can_have_names_and_sentences_of_their_own(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, classes: Path
+) -> None:
+    """Folders with codes for names are classified as well as folders with names, once the names are given."""
+    names, coded = tmp_path / "names.json", tmp_path / "coded"
+    coded.mkdir()
+    folders = sorted(path for path in classes.iterdir() if path.is_dir())
+    for number, folder in enumerate(folders):
+        folder.rename(coded / f"n{number:08}")
+    names.write_text(json.dumps({f"n{i:08}": folder.name for i, folder in enumerate(folders)}))
+    (tmp_path / "sentences.txt").write_text("{}\n\n{} again\n")
+    flags = {"zeroshot_classnames": str(names), "zeroshot_templates": str(tmp_path / "sentences.txt")}
+    trainer = make_trainer(zeroshot_data=str(coded), epochs=12, **flags)
+    asked: list[str] = []
+    tokenizer = trainer.exams.tokenizer
+    trainer.exams.tokenizer = lambda texts: asked.extend(texts) or tokenizer(texts)  # type: ignore[func-returns-value]
+    trainer.train()
+    assert {f"{folder.name} again" for folder in folders} | {folder.name for folder in folders} <= set(asked)
+    assert not [text for text in asked if "n0000" in text]
+    assert trainer.exams.classified is not None
+    assert trainer.exams.classified.metrics["top1"] > 2 / 6
+
+
+def test_a_folder_without_classes_is_a_clear_error(tmp_path: Path, classes: Path) -> None:
+    assert open_classes(RunConfig(), 16) is None
     with pytest.raises(ConfigError, match=r"--zeroshot-data: .*nowhere is no folder"):
-        open_classes(str(tmp_path / "nowhere"), 16)
+        open_classes(RunConfig(zeroshot_data=str(tmp_path / "nowhere")), 16)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"--zeroshot-data: .*at least two classes"):
-        open_classes(str(tmp_path), 16)
+        open_classes(RunConfig(zeroshot_data=str(tmp_path / "empty")), 16)
+    data = str(classes)
+    with pytest.raises(ConfigError, match=r"--zeroshot-classnames: .* cannot be read as JSON"):
+        open_classes(RunConfig(zeroshot_data=data, zeroshot_classnames=f"{tmp_path}/no.json"), 16)
+    (tmp_path / "few.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"--zeroshot-data: names has no entry for 6 folders"):
+        open_classes(RunConfig(zeroshot_data=data, zeroshot_classnames=f"{tmp_path}/few.json"), 16)
+    with pytest.raises(ConfigError, match=r"--zeroshot-templates: .* none of the sets plain, general"):
+        open_classes(RunConfig(zeroshot_data=data, zeroshot_templates="haiku"), 16)

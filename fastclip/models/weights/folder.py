@@ -54,6 +54,11 @@ def checkpoints(path: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
+def has_averaged(path: Path) -> bool:
+    """Return whether a folder is or holds checkpoints whose newest one has averaged weights beside the last ones."""
+    return any((folder / _AVERAGED).is_file() for folder in checkpoints(path)[:1])
+
+
 def read_model(folder: Path) -> tuple[dict[str, Tensor], AnyConfig]:
     """Read what save_folder wrote.
 

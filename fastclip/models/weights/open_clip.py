@@ -11,6 +11,8 @@ from ..presets import siglip_vision
 from .errors import WeightsError
 from .openai import is_custom
 
+_TANH = {"approximate": "tanh"}  # torch's arguments for the activation that is called gelu_tanh here
+
 _TIMM = {  # image_size, patch_size, width, layers, heads, hidden, with their activation in timm
     "vit_base_patch16_siglip_224": ((224, 16, 768, 12, 12, 3072), "gelu"),
     "vit_base_patch16_siglip_256": ((256, 16, 768, 12, 12, 3072), "gelu"),
@@ -21,6 +23,11 @@ _TIMM = {  # image_size, patch_size, width, layers, heads, hidden, with their ac
     "vit_so400m_patch14_siglip_224": ((224, 14, 1152, 27, 16, 4304), "gelu"),
     "vit_so400m_patch14_siglip_378": ((378, 14, 1152, 27, 16, 4304), "gelu"),
     "vit_so400m_patch14_siglip_384": ((384, 14, 1152, 27, 16, 4304), "gelu"),
+    "vit_base_patch32_siglip_256": ((256, 32, 768, 12, 12, 3072), "gelu_tanh"),
+    "vit_large_patch16_siglip_512": ((512, 16, 1024, 24, 16, 4096), "gelu_tanh"),
+    "vit_so400m_patch16_siglip_256": ((256, 16, 1152, 27, 16, 4304), "gelu_tanh"),
+    "vit_so400m_patch16_siglip_384": ((384, 16, 1152, 27, 16, 4304), "gelu_tanh"),
+    "vit_so400m_patch16_siglip_512": ((512, 16, 1152, 27, 16, 4304), "gelu_tanh"),
 }
 
 
@@ -33,7 +40,11 @@ def read_open_clip_config(document: Mapping[str, Any], where: str) -> CLIPConfig
     model, preprocess = document.get("model_cfg", document), document.get("preprocess_cfg", {})
     try:
         vision, activation = _read_vision(model, preprocess)
-        text = _read_text(dict(model["text_cfg"]), activation)
+        text, own = _read_text(model)
+        if own != activation:
+            raise ValueError(
+                f"the image tower has activation {activation}, the text tower {own}: not supported"
+            )
         _refuse(model, {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_bias",
                         "init_logit_scale"}, "")  # fmt: skip
         return CLIPConfig(
@@ -71,7 +82,6 @@ def _read_vision(
     model: Mapping[str, Any], preprocess: Mapping[str, Any]
 ) -> tuple[VisionConfig | ResNetConfig, str]:
     values = dict(model["vision_cfg"])
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     mode = preprocess.get("resize_mode") or "shortest"
     if mode not in ("shortest", "squash"):
         raise ValueError(f"resize_mode {mode!r} is not supported")
@@ -93,14 +103,12 @@ def _read_vision(
         _refuse(values, {"layers", "width", "image_size", "head_width", "patch_size"}, "vision_cfg.")
         resnet = ResNetConfig(values.get("image_size", 224), tuple(values["layers"]), width,
                               width * 32 // head, resize=squash, **looks)  # fmt: skip
-        return resnet, activation
+        return resnet, _read_activation(model, {})
     known_names = {"layers", "width", "image_size", "head_width", "patch_size", "mlp_ratio", "patch_dropout",
                    "no_ln_pre", "norm_kwargs", "act_kwargs", "pool_type", "output_tokens"}  # fmt: skip
     _refuse(values, known_names, "vision_cfg.")
     if values.get("pool_type", "tok") != "tok":
         raise ValueError(f"vision_cfg.pool_type must be 'tok', got {values['pool_type']!r}")
-    if "act_kwargs" in values:
-        activation = _read_tanh(values["act_kwargs"], activation)
     vision = VisionConfig(
         image_size=values.get("image_size", 224),
         patch_size=values.get("patch_size", 16),
@@ -114,19 +122,17 @@ def _read_vision(
         resize=squash,
         **looks,
     )
-    return vision, activation
+    return vision, _read_activation(model, values)
 
 
-def _read_text(values: dict[str, Any], activation: str) -> TextConfig:
+def _read_text(model: Mapping[str, Any]) -> tuple[TextConfig, str]:
+    values = model["text_cfg"]
     known = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type",
              "proj_bias", "norm_kwargs", "act_kwargs", "eos_id", "hf_tokenizer_name", "tokenizer_kwargs",
              "tokenizer_mode", "output_tokens", "pad_id"}  # fmt: skip
     _refuse(values, known, "text_cfg.")
-    own = _read_tanh(values.get("act_kwargs"), "gelu") if values.get("act_kwargs") else activation
-    if own != activation:
-        raise ValueError(f"the image tower has activation {activation}, the text tower {own}: not supported")
     width = values.get("width", 512)
-    return TextConfig(
+    text = TextConfig(
         width=width,
         layers=values.get("layers", 12),
         heads=values.get("heads", 8),
@@ -139,12 +145,15 @@ def _read_text(values: dict[str, Any], activation: str) -> TextConfig:
         projection_bias=values.get("proj_bias", False),
         norm_eps=(values.get("norm_kwargs") or {}).get("eps", 1e-5),
     )
+    return text, _read_activation(model, values)
 
 
-def _read_tanh(values: Any, activation: str) -> str:
+def _read_activation(model: Mapping[str, Any], tower: Mapping[str, Any]) -> str:
+    """Return the activation of a tower of open_clip's own."""
+    values = tower.get("act_kwargs")
     if not values:
-        return activation
-    if values != {"approximate": "tanh"}:
+        return "quick_gelu" if model.get("quick_gelu") else "gelu"
+    if values != _TANH:
         raise ValueError(f"act_kwargs {values} are not supported")
     return "gelu_tanh"
 
@@ -174,7 +183,7 @@ def _write_vision(config: CLIPConfig) -> dict[str, Any]:
                         "timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none"}  # fmt: skip
         raise WeightsError(
             f"open_clip takes SigLIP's image towers from timm, which has none such as {vision} with activation "
-            f"{config.activation}"
+            f"{config.activation}; of each size it has one activation, and a config cannot name another"
         )
     if vision.stem != "patch" or vision.pool != "token" or vision.patch_bias or not vision.projection:
         raise WeightsError(f"open_clip has no image tower such as {vision}")
@@ -193,7 +202,7 @@ def _write_vision(config: CLIPConfig) -> dict[str, Any]:
     if vision.patch_dropout:
         values["patch_dropout"] = vision.patch_dropout
     if config.activation == "gelu_tanh":
-        values["act_kwargs"] = {"approximate": "tanh"}
+        values["act_kwargs"] = _TANH
     return values
 
 
@@ -219,6 +228,8 @@ def _write_text(config: CLIPConfig) -> dict[str, Any]:
         values["proj_bias"] = True
     if text.norm_eps != 1e-5:
         values["norm_kwargs"] = {"eps": text.norm_eps}
+    if config.activation == "gelu_tanh":
+        values["act_kwargs"] = _TANH
     return values
 
 

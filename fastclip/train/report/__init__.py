@@ -1,4 +1,4 @@
-"""The report of a run: `report.html` to look at, `results.json` to read by program, `skipped.txt` where pairs were.
+"""The report of a run: `report.html` to look at, `results.json` to read by program.
 
 One HTML file with curves, held-out figures beside chance and control, examples and mistakes with their pictures,
 what was skipped, settings and environment. It loads nothing from anywhere, so it can be mailed or archived.
@@ -14,7 +14,7 @@ from fastclip.train import metrics
 from fastclip.train.evaluate import Embedded
 from fastclip.train.report.environment import environment
 from fastclip.train.report.page import page
-from fastclip.train.report.summary import Summary, notes, rows, text_table, write_skipped
+from fastclip.train.report.summary import Summary, notes, rows, text_table
 
 __all__ = ["Summary", "environment", "notes", "rows", "text_table", "write_report"]
 
@@ -42,7 +42,6 @@ def write_report(
     drawn = {title: folder / file for title, file in summary.pictures.items() if file not in _ON_THE_PAGE}
     lines = metrics.read(folder / "metrics.jsonl")
     text = page(summary, lines, tests, config or {}, environment() if facts is None else facts, drawn)
-    write_skipped(summary, folder)
     (folder / "results.json").write_text(summary.to_json())
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastclip.train.evaluate import Result
@@ -118,13 +117,6 @@ def notes(summary: Summary) -> list[str]:
 def percent(share: float) -> str:
     """Return a fraction in percent, with two decimals where it is small."""
     return f"{100 * share:.2f} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
-
-
-def write_skipped(summary: Summary, folder: Path) -> None:
-    """List the unreadable pairs in skipped.txt, if there are any: a file and its reason a line."""
-    if summary.skipped_files:
-        lines = [f"{file}\t{reason}\n" for file, reason in sorted(summary.skipped_files.items())]
-        (folder / "skipped.txt").write_text("".join(lines))
 
 
 def _plain(value: Any) -> Any:
