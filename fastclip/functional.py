@@ -2,8 +2,7 @@
 
 The op answers with one value per row and per column; what becomes of those is plain torch on O(M + N) numbers, so
 autograd carries reductions and weights back into the op's two upstream gradients. Smoothing and means over many
-positives are terms of their own, linear in the logits (fastclip/linear_terms.py). A loss of this kind needs no kernel of
-its own.
+positives are terms of their own, linear in the logits (fastclip/linear_terms.py). None of this needs another kernel.
 """
 
 from __future__ import annotations
