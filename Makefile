@@ -43,11 +43,13 @@ bench: $(VENV)/.installed-bench  ## time the backends against plain torch: a tab
 	$(RUN) pytest benchmarks
 
 # The interpreter that has what they need, as it is; a machine with a GPU need not have a network.
+ON_GPU = "$$(PYTHON="$(PYTHON)" bash tools/gpu_python.sh $(VENV))" -m benchmarks gpu
+
 gpu:  ## check, then time the kernels on this machine's GPU, ten minutes; results as JSON
-	"$$(PYTHON="$(PYTHON)" bash tools/gpu_python.sh $(VENV))" -m benchmarks gpu $(ARGS)
+	$(ON_GPU) $(ARGS)
 
 gpu-quick:  ## the same in less than three minutes
-	"$$(PYTHON="$(PYTHON)" bash tools/gpu_python.sh $(VENV))" -m benchmarks gpu --quick $(ARGS)
+	$(ON_GPU) --quick $(ARGS)
 
 lint: $(VENV)/.installed-all  ## check style and types
 	$(VENV)/bin/ruff check

@@ -264,7 +264,7 @@ def goals(rows: Iterable[Row]) -> list[str]:
         goal = GOALS.get((case.n, case.d))
         if case.dtype == _BF16 and goal is not None and row.floor_share is not None:
             lines.append(
-                _verdict(
+                report.verdict(
                     f"{case.label}: {report.percent(row.floor_share)} of the matmul rate",
                     f"{goal:.0%} on an H100",
                     row.floor_share >= goal,
@@ -274,7 +274,7 @@ def goals(rows: Iterable[Row]) -> list[str]:
         if case.dtype == _F32 and half is not None:
             cost = row.seconds / half.seconds  # type: ignore[operator]
             lines.append(
-                _verdict(
+                report.verdict(
                     f"{case.label}: {cost:.2f}x bfloat16's time",
                     f"at most {FLOAT32_COST}x",
                     cost <= FLOAT32_COST,
@@ -286,7 +286,7 @@ def goals(rows: Iterable[Row]) -> list[str]:
             times = row.seconds / mine.seconds  # type: ignore[operator]
             goal = FASTER[row.contender]
             lines.append(
-                _verdict(
+                report.verdict(
                     f"{row.case.label}: {times:.1f}x as fast as {row.contender}",
                     f"{goal:g}x",
                     times >= goal,
@@ -298,13 +298,9 @@ def goals(rows: Iterable[Row]) -> list[str]:
         drift = max(rates) / min(rates) - 1
         sizes = ", ".join(f"{row.case.n:,}" for row in large)
         lines.append(
-            _verdict(f"time per N², N = {sizes}: within {drift:.0%}", f"{DRIFT:.0%}", drift <= DRIFT)
+            report.verdict(f"time per N², N = {sizes}: within {drift:.0%}", f"{DRIFT:.0%}", drift <= DRIFT)
         )
     return lines
-
-
-def _verdict(found: str, goal: str, reached: bool) -> str:
-    return f"{found}; goal {goal}: {'reached' if reached else 'NOT reached'}"
 
 
 def finish(

@@ -29,10 +29,10 @@ WORKSPACE = 768 * 2**20
 
 def repeatable(case: Case, who: str = "fastclip triton") -> list[Finding]:
     """Ask for the same bits twice: of loss and of every gradient."""
-    first, second = (_answer(case, who) for _ in range(2))
+    answers = (_differentiated(contender(who).loss(case), case.inputs()) for _ in range(2))
     return [
-        Finding(f"{name}, same bits twice", 0.0 if torch.equal(first[name], second[name]) else float("inf"))
-        for name in first
+        Finding(f"{name}, same bits twice", 0.0 if torch.equal(*both) else float("inf"))
+        for name, both in zip(("loss", "dx", "dy", "dscale"), zip(*answers, strict=True), strict=False)
     ]
 
 
@@ -40,10 +40,10 @@ def labelled(case: Case, who: str = "fastclip triton") -> list[Finding]:
     """Hold losses with shared labels against float64's, and ask for the same bits twice."""
     labels = torch.arange(case.n, device=case.device) * 7 // 8
 
-    def answer(inputs: Inputs, backend: str, options: dict[str, Any]) -> list[Tensor]:
-        leaves = [t for t in inputs if t is not None]
-        loss = fastclip.clip_loss(*leaves, labels=labels, normalize=True, backend=backend, **options)
-        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    def loss_of(backend: str, options: dict[str, Any]) -> Loss:
+        return lambda x, y, scale, _bias: fastclip.clip_loss(
+            *(x, y, scale), labels=labels, normalize=True, backend=backend, **options
+        )
 
     found = []
     kinds: dict[str, dict[str, Any]] = {
@@ -52,8 +52,9 @@ def labelled(case: Case, who: str = "fastclip triton") -> list[Finding]:
         "labels, many positives": {"multi_positive": True},
     }
     for name, options in kinds.items():
-        first, second = (answer(case.inputs(), who.removeprefix("fastclip "), options) for _ in range(2))
-        found += _against(answer(case.inputs().double(), "reference", options), first, case.dtype, name)
+        ours, exact = loss_of(who.removeprefix("fastclip "), options), loss_of("reference", options)
+        first, second = (_differentiated(ours, case.inputs()) for _ in range(2))
+        found += _against(_differentiated(exact, case.inputs().double()), first, case.dtype, name)
         same = all(torch.equal(*both) for both in zip(first, second, strict=True))
         found.append(Finding(f"{name}, same bits twice", 0.0 if same else float("inf")))
     return found
@@ -140,15 +141,18 @@ def bounded(case: Case, who: str = "fastclip triton") -> tuple[Finding, int]:
 def distilled(case: Case, who: str = "fastclip triton") -> list[Finding]:
     """Distil from a teacher twice as wide, and hold the result against float64's."""
     teacher = [t.detach() for t in list(replace(case, d=2 * case.d).inputs(seed=1))[:3] if t is not None]
-    answers = []
-    for inputs, taught, backend in (
-        (case.inputs(), teacher, who.removeprefix("fastclip ")),
-        (case.inputs().double(), [t.double() for t in teacher], "reference"),
-    ):
-        leaves = [t for t in inputs if t is not None]
-        loss = fastclip.distill_loss(*leaves, *taught, normalize=True, backend=backend)
-        answers.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
-    return _against(answers[1], answers[0], case.dtype, "distillation")
+
+    def loss_of(backend: str, taught: list[Tensor]) -> Loss:
+        return lambda x, y, scale, _bias: fastclip.distill_loss(
+            *(x, y, scale, *taught), normalize=True, backend=backend
+        )
+
+    ours, exact = (
+        loss_of(who.removeprefix("fastclip "), teacher),
+        loss_of("reference", [t.double() for t in teacher]),
+    )
+    answers = _differentiated(exact, case.inputs().double()), _differentiated(ours, case.inputs())
+    return _against(*answers, case.dtype, "distillation")
 
 
 def memory_bound(case: Case) -> int:
@@ -159,13 +163,7 @@ def memory_bound(case: Case) -> int:
     return gradients + packed + 4 * entries + WORKSPACE
 
 
-def _answer(case: Case, who: str) -> dict[str, Tensor]:
-    inputs = case.inputs()
-    loss = contender(who).loss(case)(*inputs)
-    loss.backward()
-    gradients = {
-        "dx": inputs.image_features.grad,
-        "dy": inputs.text_features.grad,
-        "dscale": inputs.logit_scale.grad,
-    }
-    return {"loss": loss.detach()} | {name: grad for name, grad in gradients.items() if grad is not None}
+def _differentiated(loss: Loss, inputs: Inputs) -> list[Tensor]:
+    """Return the loss and its gradients: dx, dy, dscale and, where there is a bias, dbias."""
+    value = loss(*inputs)
+    return [value.detach(), *torch.autograd.grad(value, [t for t in inputs if t is not None])]

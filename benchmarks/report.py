@@ -62,6 +62,11 @@ def command(name: str, arguments: list[str]) -> str:
     return shlex.join(["python", "-m", "benchmarks", name, *lasting])
 
 
+def verdict(found: str, goal: str, reached: bool) -> str:
+    """Say whether what was found reaches its goal."""
+    return f"{found}; goal {goal}: {'reached' if reached else 'NOT reached'}"
+
+
 def document(command: str, rows: list[Row], made_by: dict[str, Any]) -> dict[str, Any]:
     """Return the rows with what made them: the command, and the `environment()` at its start."""
     return {"command": command, **made_by, "rows": [row.to_dict() for row in rows]}

@@ -127,8 +127,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def goals(rows: list[dict[str, Any]]) -> list[str]:
     """Say of every batch whether the loss's share of a step is as small as it should be."""
     return [
-        f"{row['model']}, batch {row['batch']:,}: {percent(row['loss_share'])} of the step in the loss; goal below "
-        f"{percent(LOSS_SHARE)}: {'reached' if row['loss_share'] < LOSS_SHARE else 'NOT reached'}"
+        report.verdict(
+            f"{row['model']}, batch {row['batch']:,}: {percent(row['loss_share'])} of the step in the loss",
+            f"below {percent(LOSS_SHARE)}",
+            row["loss_share"] < LOSS_SHARE,
+        )
         for row in rows
         if "loss_share" in row
     ]

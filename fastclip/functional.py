@@ -366,7 +366,12 @@ def _softmax_loss(
         by_row, by_col = call.smoothing(diagonal)
         row = row + label_smoothing * by_row
         col = col + label_smoothing * by_col if columns else col
-    return call.reduce(weights[0] * row + weights[1] * col if columns else weights[0] * row, reduction)
+    return call.reduce(_weighted(weights, row, col), reduction)
+
+
+def _weighted(weights: tuple[float, float], row: Tensor, col: Tensor) -> Tensor:
+    """Return the pairs' losses in both directions together; columns of weight 0 have none."""
+    return weights[0] * row + weights[1] * col if weights[1] != 0 else weights[0] * row
 
 
 def _multi_positive_loss(
@@ -393,7 +398,7 @@ def _multi_positive_loss(
         by_row, by_col = call.spreads(labels[0])
         row = row + by_row
         col = col + by_col if columns else col
-        return call.reduce(weights[0] * row + weights[1] * col if columns else weights[0] * row, reduction)
+        return call.reduce(_weighted(weights, row, col), reduction)
     row_mean, col_mean, row_count, col_count = call.positive_means(labels)
     row = weights[0] * torch.where(row_count > 0, row - row_mean, 0)
     col = weights[1] * torch.where(col_count > 0, col - col_mean, 0) if columns else col

@@ -83,12 +83,10 @@ def inverse(temperature: float | Tensor) -> float | Tensor:
         TypeError: neither a number nor a floating-point tensor.
         ValueError: a number that is not positive, or a tensor of more than one element.
     """
-    if not isinstance(temperature, Tensor):
-        check_scalar("temperature", temperature, torch.empty(0))
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-    elif temperature.numel() != 1 or not temperature.is_floating_point():
-        check_scalar("temperature", temperature, temperature)
+    is_tensor = isinstance(temperature, Tensor)
+    check_scalar("temperature", temperature, temperature if is_tensor else torch.empty(0))  # type: ignore[arg-type]
+    if not is_tensor and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
     return 1 / temperature
 
 
@@ -113,8 +111,7 @@ def check_diagonal(names: tuple[str, str], diagonal: int, m: int, n: int) -> Non
         TypeError: diagonal is no integer.
         ValueError: some row's positive lies outside the columns.
     """
-    if not isinstance(diagonal, (int, Integral, torch.SymInt)) or isinstance(diagonal, bool):
-        raise TypeError(f"diagonal must be an integer, got {diagonal!r}")
+    _check_integer("diagonal", diagonal)
     if diagonal < 0 or diagonal + m > n:
         first, second = names
         raise ValueError(
@@ -232,7 +229,11 @@ def check_count(name: str, value: int, most: int, of_what: str) -> None:
         TypeError: no integer.
         ValueError: it does not.
     """
-    if not isinstance(value, (int, Integral, torch.SymInt)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    _check_integer(name, value)
     if not 1 <= value <= most:
         raise ValueError(f"{name} must lie between 1 and {of_what}, {most}, got {value}")
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not isinstance(value, (int, Integral, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -26,12 +26,12 @@ def changed(saved: Mapping[str, Any] | None, source: PairSource) -> str | None:
     before, here = (f"{data['name']} ({data['pairs']:,} pairs, {data['kind']})" for data in (saved, now))
     if saved["pairs"] == now["pairs"]:
         follows = (
-            "The run goes on as if they were the same pairs in another place or format; if not, its place in "
+            "The run goes on as if they were the same pairs in another place or format; if not, its place in the data "
+            "means nothing"
         )
-        follows += "the data means nothing"
     else:
-        follows = "The order of an epoch is another one now, so the place in it cannot be exact: some pairs of this "
-        follows += (
-            "epoch will come twice and some not at all; its length, and the learning rate with it, may change"
+        follows = (
+            "The order of an epoch is another one now, so the place in it cannot be exact: some pairs of this epoch "
+            "will come twice and some not at all; its length, and the learning rate with it, may change"
         )
     return f"the checkpoint was trained on {before}, this run goes on with {here}. {follows}"

@@ -88,9 +88,9 @@ def _features(
     for _ in range(0, len(folder), batch_size * world.size):
         images = torch.zeros(batch_size, 3, side, side, dtype=torch.uint8)
         labels = torch.full((batch_size,), -1)
-        for pictures, their_labels in own:
+        if (found := next(own, None)) is not None:
+            pictures, their_labels = found
             images[: len(pictures)], labels[: len(pictures)] = pictures, their_labels
-            break
         features = torch.cat(world.gather_rows(encode_images(images)))
         everyones = torch.cat(world.gather_rows(labels))
         known = everyones >= 0

@@ -5,7 +5,7 @@ A batch is a list of shards; the positive of a shard's row i is its own column i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -122,6 +122,10 @@ class Batch:
         layout = Layout((self.layout.rows[rank],), (self.layout.cols[rank],), self.layout.diagonal)
         labels = self.labels[0][rows], self.labels[1][cols]
         return Batch(layout, self.x[rows], self.y[cols], self.scale, self.bias, labels, self.upstream[rows])
+
+    def rounded(self, dtype: torch.dtype) -> Batch:
+        """Return the batch with features that a dtype can hold, in float64 still."""
+        return replace(self, x=self.x.to(dtype).double(), y=self.y.to(dtype).double())
 
     def applies(self, loss: Loss) -> bool:
         """Say whether a loss makes sense of this layout."""

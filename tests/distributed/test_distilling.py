@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,7 +66,7 @@ def test_equals_the_whole_batch(ranks: Pool, world: int, layout: str, mode: str)
 @pytest.mark.parametrize("mode", MODES)
 def test_triton_backend(ranks: Pool, mode: str) -> None:
     batch = Batch.random(Layout.named("uneven", 3))
-    batch = replace(batch, x=batch.x.float().double(), y=batch.y.float().double())
+    batch = batch.rounded(torch.float32)
     teacher = tuple(features.float().double() for features in teacher_of(batch))
     options = {"normalize": True, "mode": mode}
     answers = ranks.run(on_rank, 3, batch, {**options, "backend": "triton"}, torch.float32, limit=300)

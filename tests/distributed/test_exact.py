@@ -202,7 +202,7 @@ def in_dtype(batch: Batch, loss: Loss, dtype: torch.dtype, options: dict[str, An
 def test_dtypes(ranks: Pool, dtype: torch.dtype, rtol: float) -> None:
     """16-bit features travel as they are, their gradients are summed in float32 and rounded once."""
     batch = Batch.random(Layout.named("uneven", 3))
-    batch = replace(batch, x=batch.x.to(dtype).double(), y=batch.y.to(dtype).double())
+    batch = batch.rounded(dtype)
     loss = Loss("clip_loss", labels=True, bias=True, options={"normalize": True})
     for mode in MODES:
         answers = ranks.run(in_dtype, 3, batch, loss, dtype, {"mode": mode})
@@ -242,7 +242,7 @@ needs_interpreter = pytest.mark.skipif(
 @pytest.mark.parametrize("mode", MODES)
 def test_triton_backend(ranks: Pool, mode: str) -> None:
     batch = Batch.random(Layout.named("empty shard", 3))
-    batch = replace(batch, x=batch.x.float().double(), y=batch.y.float().double())
+    batch = batch.rounded(torch.float32)
     losses = KINDS[:3]
     by_rank = ranks.run(triton_ranks, 3, batch, losses, mode, limit=300)
     for loss, *answers in zip(losses, *by_rank, strict=True):
